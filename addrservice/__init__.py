@@ -1,0 +1,9 @@
+"""addrservice: an address book as a microservice."""
+
+from pathlib import Path
+
+__version__ = '1.0.0'
+
+SERVICE_NAME = 'Address Book'
+LOGGER_NAME = 'addrservice'
+ROOT_DIR = Path(__file__).resolve().parent.parent
