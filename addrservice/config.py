@@ -1,0 +1,182 @@
+"""Reads the YAML configuration once, checks it once, and fails in one line.
+
+``schema/config-v1.0.json`` is the one place where keys, types, bounds,
+descriptions and defaults are declared; this module only applies it.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import os
+import re
+from collections.abc import Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import jsonschema
+import yaml
+
+from addrservice.errors import ConfigError
+
+Config = dict[str, Any]
+
+SCHEMA_FILE = Path(__file__).resolve().parent.parent / 'schema' / 'config-v1.0.json'
+
+_VARIABLE = re.compile(r'\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})')
+_SECRET_KEY = re.compile(r'pass|secret|token|credential|private', re.IGNORECASE)
+_SECRET_IN_TEXT = re.compile(r'(?<=://)([^/@\s:]*:)[^@\s]*(?=@)|(\bpass(?:word)?=)[^&\s]*')
+
+
+def load_config(path: str, overrides: Mapping[str, Mapping[str, object]] | None = None) -> Config:
+    """Reads, checks and completes a configuration file.
+
+    ``${NAME}`` and ``${NAME:-default}`` in a value stand for an environment
+    variable; ``$$`` is a plain dollar sign.
+
+    :param path: the YAML file.
+    :param overrides: section -> key -> value, from the command line; these
+        win over the file, and None stands for "not given".
+    :return: every setting, with defaults where the file says nothing.
+    :raises ConfigError: names the key, or the line.
+    """
+    config = complete_config(_read_yaml(path))
+    for section, values in (overrides or {}).items():
+        config[section] |= {key: value for key, value in values.items() if value is not None}
+    return config
+
+
+def complete_config(config: Mapping[str, Any]) -> Config:
+    """Checks a configuration and fills in the defaults.
+
+    :param config: as a YAML file would say it; a section that is left empty
+        counts as absent. It is not changed.
+    :raises ConfigError: names the key.
+    """
+    schema = json.loads(SCHEMA_FILE.read_text('utf-8'))
+    given = {key: value for key, value in config.items() if value is not None}
+    error = jsonschema.exceptions.best_match(
+        jsonschema.Draft202012Validator(schema).iter_errors(given))
+    if error:
+        raise ConfigError(_explain(error))
+    return _with_defaults(given, schema)
+
+
+def mask_secrets(value: Any, key: str = '') -> Any:
+    """A copy fit for printing: passwords, also those inside URLs, are ``***``."""
+    if isinstance(value, Mapping):
+        return {name: mask_secrets(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [mask_secrets(item, key) for item in value]
+    if isinstance(value, str):
+        return '***' if _SECRET_KEY.search(key) else _SECRET_IN_TEXT.sub(r'\1\2***', value)
+    return value
+
+
+def _with_defaults(given: Mapping[str, Any], schema: Mapping[str, Any]) -> Config:
+    config: Config = {}
+    for key, sub_schema in schema.get('properties', {}).items():
+        if key in given or 'default' in sub_schema:
+            value = given.get(key, copy.deepcopy(sub_schema.get('default')))
+            is_section = isinstance(value, Mapping) and 'properties' in sub_schema
+            config[key] = _with_defaults(value, sub_schema) if is_section else value
+    return {**config, **{key: given[key] for key in given if key not in config}}
+
+
+def _explain(error: jsonschema.exceptions.ValidationError) -> str:
+    """One line for one violation: the key first, then what it should be."""
+    where = '.'.join(str(part) for part in error.absolute_path)
+    if error.validator == 'additionalProperties':
+        return _explain_unknown_key(error, where)
+    return f'{where or "configuration"}: {_shall_be(error)}'
+
+
+def _explain_unknown_key(error: jsonschema.exceptions.ValidationError, where: str) -> str:
+    schema = cast(Mapping[str, Any], error.schema)
+    known = list(schema['properties'])
+    key = next(key for key in cast(Mapping[str, Any], error.instance) if key not in known)
+    guess = difflib.get_close_matches(str(key), known, n=1)
+    hint = f'did you mean {guess[0]!r}?' if guess else f'known are {", ".join(known)}'
+    what = 'engine' if where == 'addr-db' else 'key'
+    return f'{where + "." if where else ""}{key}: unknown {what}, {hint}'
+
+
+def _shall_be(error: jsonschema.exceptions.ValidationError) -> str:
+    wanted = error.validator_value
+    # What a value should be is said by the schema; the value itself may be a
+    # secret, and is not repeated.
+    return {
+        'type': f'must be of type {wanted}',
+        'minimum': f'must be at least {wanted}',
+        'exclusiveMinimum': f'must be more than {wanted}',
+        'maximum': f'must be at most {wanted}',
+        'minLength': 'must not be empty',
+        'minProperties': 'needs one key, the name of the engine',
+        'maxProperties': 'must have one key only, the name of the engine',
+        'required': error.message,
+        'const': f'must be {wanted}',
+    }.get(str(error.validator), error.message)
+
+
+def _read_yaml(path: str) -> Config:
+    try:
+        text = Path(path).read_text('utf-8')
+        content = yaml.load(text, _ConfigLoader)
+    except OSError as error:
+        raise ConfigError(f'cannot be read: {error.strerror}') from error
+    except UnicodeDecodeError as error:
+        raise ConfigError('cannot be read: it is not UTF-8 text') from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f'is not YAML: {_explain_yaml(error)}') from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError('must be a mapping of keys to values')
+    return content
+
+
+def _explain_yaml(error: yaml.YAMLError) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return ' '.join(str(error).split())
+    mark = error.problem_mark
+    return f'line {mark.line + 1}, column {mark.column + 1}: {error.problem}'
+
+
+class _ConfigLoader(yaml.SafeLoader):
+    """YAML as usual, but variables are replaced and no key may stand twice."""
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # types-PyYAML omits it
+        # Replaced before YAML decides on a type: ``port: ${PORT}`` is a number,
+        # ``"${PIN}"`` stays text, and no value can become a structure.
+        event.value = _replace_variables(event.value, event.start_mark.line + 1)
+        return super().compose_scalar_node(anchor)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        for key in _repeated(str(key_node.value) for key_node, _ in node.value):
+            raise ConfigError(f'line {node.start_mark.line + 1}: {key}: stands twice')
+        return super().construct_mapping(node, deep)
+
+
+def _repeated(keys: Iterator[str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            yield key
+        seen.add(key)
+
+
+def _replace_variables(text: str, line: int) -> str:
+    def replacement(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        if name is None:
+            return '$'
+        value = os.environ.get(name)
+        if not value and default is not None:
+            return default
+        if value is None:
+            raise ConfigError(f'line {line}: the environment variable {name} is not set')
+        return value
+
+    return _VARIABLE.sub(replacement, text)

@@ -1,0 +1,1 @@
+"""Tools that know neither the address book nor the web."""
