@@ -1,0 +1,289 @@
+"""Entries as files: one JSON file each, in one folder, readable with ``cat``.
+
+How a write is all or nothing: the text goes into a temporary file in the same
+folder and from there to the disk (fsync); only then the file gets its name, by
+one system call that the kernel makes atomic, and the folder goes to the disk.
+Creating links, which fails where the name is taken; replacing renames, under a
+lock that all processes share, as a rename alone would bring back an entry that
+somebody has just deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import errno
+import fcntl
+import functools
+import heapq
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from addrservice.database.addressbook_db import (
+    AbstractAddressBookDB, Record, checked_nickname, decode_record, encode_record, is_nickname,
+    no_such_entry)
+from addrservice.datamodel import AddressEntry
+from addrservice.errors import (
+    AddressExists, AddressNotFound, ConfigError, StorageError, StorageUnavailable,
+    UnreadableRecord)
+
+P = ParamSpec('P')
+T = TypeVar('T')
+
+SUFFIX = '.json'
+TEMPORARY_PREFIX = '.tmp-'
+IN_USE_NAME = '.in-use'
+THREADS = 8
+NAMES_AT_ONCE = 10_000
+"""Names that a listing holds in memory; each such batch reads the folder once."""
+
+LOCK_TIMEOUT = 2.0
+"""Seconds to wait for another process that is replacing or deleting."""
+
+LEFTOVER_AGE = 3600.0
+"""Seconds after which a temporary file cannot belong to a write under way."""
+
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM,
+            errno.EBUSY, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE}
+
+
+class FileAddressBookDB(AbstractAddressBookDB):
+    """Survives the end of the process at any moment, and power loss as far as
+    the disk keeps what it has acknowledged. Several processes may share one
+    folder; the file system must know links and locks, as local ones do.
+    """
+
+    def __init__(self, path: str, logger: logging.Logger) -> None:
+        """
+        :param path: the folder; made, with its parents, when it is not there.
+        """
+        super().__init__(logger)
+        self.folder = Path(path)
+        self._threads: ThreadPoolExecutor | None = None
+        self._in_use: int | None = None
+
+    async def start(self) -> None:
+        threads = ThreadPoolExecutor(THREADS, 'file-db')
+        try:
+            await asyncio.get_running_loop().run_in_executor(threads, self._open_folder)
+        except OSError as error:
+            threads.shutdown()
+            raise ConfigError(f'addr-db.fs: {self.folder}: cannot be used as the folder for '
+                              f'entries: {error.strerror}') from error
+        self._threads = threads
+
+    async def stop(self) -> None:
+        threads, self._threads = self._threads, None
+        if threads:
+            await asyncio.to_thread(threads.shutdown)
+        if self._in_use is not None:
+            os.close(self._in_use)
+            self._in_use = None
+
+    async def ping(self) -> None:
+        await self._in_thread(self._probe)
+
+    async def create_address(self, entry: AddressEntry, nickname: str | None = None) -> str:
+        nickname = checked_nickname(nickname)
+        await self._in_thread(self._create, nickname, encode_record(entry))
+        return nickname
+
+    async def read_address(self, nickname: str) -> AddressEntry:
+        return decode_record(await self._in_thread(self._read, nickname))
+
+    async def update_address(self, nickname: str, entry: AddressEntry) -> None:
+        await self._in_thread(self._replace, nickname, encode_record(entry))
+
+    async def delete_address(self, nickname: str) -> None:
+        await self._in_thread(self._delete, nickname)
+
+    async def read_pages(self, after: str, size: int) -> AsyncIterator[Sequence[Record]]:
+        names = await self._in_thread(self._names, after)
+        while names:
+            for start in range(0, len(names), size):
+                yield await self._in_thread(self._read_those, names[start:start + size])
+            names = await self._in_thread(self._names, names[-1])
+
+    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._threads is None:
+            raise StorageUnavailable('The address book is not open')
+        call = functools.partial(contextvars.copy_context().run, work, *args, **kwargs)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except OSError as error:
+            raise _translated(error) from error
+
+    # All that follows runs in threads, as any of it may wait for the disk.
+
+    def _open_folder(self) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._in_use = os.open(self.folder / IN_USE_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+        self._remove_leftovers(self._in_use)
+        # What a create needs is tried here, not at the first request.
+        with self._temporary_file('') as temporary:
+            os.link(temporary, linked := f'{temporary}-linked')
+            os.unlink(linked)
+
+    def _remove_leftovers(self, in_use: int) -> None:
+        """Removes what killed processes left, and nothing that a living one
+        is still to give a name: each holds a shared lock while it runs."""
+        try:
+            fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            newest = float('inf')
+        except BlockingIOError:
+            newest = time.time() - LEFTOVER_AGE
+        for leftover in self.folder.glob(f'{TEMPORARY_PREFIX}*'):
+            with contextlib.suppress(FileNotFoundError):
+                if leftover.stat().st_mtime <= newest:
+                    leftover.unlink()
+        fcntl.flock(in_use, fcntl.LOCK_SH)
+
+    def _probe(self) -> None:
+        if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
+            raise StorageUnavailable('The address book cannot be used now', str(self.folder))
+
+    def _create(self, nickname: str, text: str) -> None:
+        path = self._path(nickname)
+        with self._temporary_file(text) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                raise AddressExists('This id is taken') from None
+            try:
+                self._sync_folder()
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
+
+    def _read(self, nickname: str) -> Record:
+        path = self._path(nickname)
+        try:
+            return Record(nickname, _read_text(path), str(path))
+        except FileNotFoundError:
+            raise self._missing() from None
+        except OSError as error:
+            if error.errno in _PASSING:
+                raise
+            raise UnreadableRecord('The stored entry cannot be read', str(error)) from error
+
+    def _replace(self, nickname: str, text: str) -> None:
+        path = self._path(nickname)
+        self._require(path)
+        with self._temporary_file(text) as temporary, self._write_lock():
+            self._require(path)
+            os.replace(temporary, path)
+        self._make_last()
+
+    def _delete(self, nickname: str) -> None:
+        path = self._path(nickname)
+        with self._write_lock():
+            self._require(path)
+            os.unlink(path)
+        self._make_last()
+
+    def _names(self, after: str) -> list[str]:
+        with os.scandir(self.folder) as files:
+            names = (file.name.removesuffix(SUFFIX) for file in files
+                     if file.name.endswith(SUFFIX))
+            return heapq.nsmallest(
+                NAMES_AT_ONCE, (name for name in names if name > after and is_nickname(name)))
+
+    def _read_those(self, nicknames: Sequence[str]) -> list[Record]:
+        return [record for nickname in nicknames
+                if (record := self._read_if_there(nickname)) is not None]
+
+    def _read_if_there(self, nickname: str) -> Record | None:
+        try:
+            return self._read(nickname)
+        except AddressNotFound:
+            return None  # deleted since its name was read
+        except UnreadableRecord as error:
+            return Record(nickname, '', error.cause)
+
+    def _path(self, nickname: str) -> Path:
+        # Checked here as well as at the edge: only a name ever becomes a path.
+        if not is_nickname(nickname):
+            raise no_such_entry()
+        return self.folder / f'{nickname}{SUFFIX}'
+
+    def _require(self, path: Path) -> None:
+        if not os.path.lexists(path):
+            raise self._missing()
+
+    def _missing(self) -> AddressNotFound | StorageUnavailable:
+        """Tells a missing entry from a missing folder."""
+        if self.folder.is_dir():
+            return no_such_entry()
+        return StorageUnavailable('The address book cannot be used now', str(self.folder))
+
+    @contextlib.contextmanager
+    def _temporary_file(self, text: str) -> Iterator[Path]:
+        """A file with that text, safely on the disk; gone afterwards unless renamed."""
+        path = self.folder / f'{TEMPORARY_PREFIX}{secrets.token_hex(16)}'
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with open(descriptor, 'wb') as file:
+                file.write(f'{text}\n'.encode())
+                file.flush()
+                os.fsync(descriptor)
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _write_lock(self) -> Iterator[None]:
+        """Keeps other threads and processes from replacing and deleting."""
+        with _opened(self.folder) as folder:
+            _lock_within(folder, LOCK_TIMEOUT)
+            yield  # closing unlocks
+
+    def _sync_folder(self) -> None:
+        with _opened(self.folder) as folder:
+            os.fsync(folder)
+
+    def _make_last(self) -> None:
+        try:
+            self._sync_folder()
+        except OSError as error:
+            raise StorageError('The change was made, but may not last', str(error)) from error
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _lock_within(descriptor: int, seconds: float) -> None:
+    """:raises BlockingIOError: somebody else kept the lock for so long."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.001)
+
+
+def _read_text(path: Path) -> str:
+    # Non-blocking, as somebody may have put a pipe in an entry's place. Bytes
+    # that are no UTF-8 become surrogates, which no entry may hold.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as file:
+        return file.read().decode('utf-8', 'surrogateescape')
+
+
+def _translated(error: OSError) -> StorageError:
+    if error.errno in _PASSING or isinstance(error, FileNotFoundError):
+        return StorageUnavailable('The address book cannot be used now', str(error))
+    return StorageError('The address book failed', str(error))
