@@ -1,0 +1,73 @@
+"""What is served where: one table, and the application made from it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import tornado.web
+from tornado import httputil
+
+from addrservice.service import AddressBookService
+from addrservice.tornado.addressbook import (
+    AddressBookEntryRequestHandler, AddressBookRequestHandler)
+from addrservice.tornado.base import (
+    BaseRequestHandler, DefaultRequestHandler, ErrorRequestHandler, log_request)
+from addrservice.tornado.monitor import HealthRequestHandler, ReadinessRequestHandler
+from addrservice.tornado.telemetry import Telemetry
+
+
+class Route(NamedTuple):
+    """A path, with ``{name}`` for a part that varies, and who answers on it."""
+
+    template: str
+    handler: type[BaseRequestHandler]
+
+    def pattern(self) -> str:
+        """The template as a regular expression; a trailing slash is accepted."""
+        return re.sub(r'\{\w+\}', '([^/]+)', self.template) + '/?'
+
+
+ROUTES = (
+    Route('/addresses', AddressBookRequestHandler),
+    Route('/addresses/{id}', AddressBookEntryRequestHandler),
+    Route('/addressbook', AddressBookRequestHandler),
+    Route('/addressbook/{id}', AddressBookEntryRequestHandler),
+    Route('/healthz', HealthRequestHandler),
+    Route('/readiness', ReadinessRequestHandler),
+)
+
+
+class AddressBookApplication(tornado.web.Application):
+    """The routes of one service, and the telemetry of its requests."""
+
+    def __init__(self, service: AddressBookService, telemetry: Telemetry) -> None:
+        self.telemetry = telemetry
+        self._shared: dict[str, Any] = {'service': service, 'telemetry': telemetry}
+        super().__init__(
+            [(route.pattern(), route.handler, {**self._shared, 'route': route.template})
+             for route in ROUTES],
+            default_handler_class=DefaultRequestHandler, default_handler_args=self._shared,
+            log_function=log_request, compress_response=True)
+
+    def refuse(self, request: httputil.HTTPServerRequest, error: tornado.web.HTTPError
+               ) -> httputil.HTTPMessageDelegate:
+        """Who answers a request that cannot be served, as every error is answered."""
+        return self.get_handler_delegate(
+            request, ErrorRequestHandler, {**self._shared, 'error': error})
+
+
+def make_addrservice_app(config: Mapping[str, Any], debug: bool, logger: logging.Logger
+                         ) -> tuple[AddressBookService, AddressBookApplication]:
+    """Makes the service and its web application; the caller starts the service.
+
+    :param config: as in a YAML file of configs/; what is left out has its default.
+    :param debug: whether error documents carry a trace.
+    :param logger: gets one line per request.
+    :raises ConfigError: the configuration cannot be used.
+    """
+    service = AddressBookService(config, logger)
+    max_in_flight = service.config['server']['max-in-flight']
+    return service, AddressBookApplication(service, Telemetry(logger, max_in_flight, debug))

@@ -1,0 +1,312 @@
+"""What all request handlers share: JSON in, JSON out, errors as documents."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import random
+import sys
+from collections.abc import Mapping
+from decimal import Decimal
+from types import TracebackType
+from typing import Any
+
+import tornado.web
+from tornado import httputil
+from tornado.iostream import StreamClosedError
+from tornado.web import HTTPError
+
+from addrservice import errors
+from addrservice.errors import InvalidJSON
+from addrservice.service import AddressBookService
+from addrservice.tornado.telemetry import RequestEvent, Telemetry, request_id
+from addrservice.utils import logutils
+
+STATUS_OF: Mapping[type[BaseException], int] = {
+    errors.InvalidJSON: 400,
+    errors.InvalidAddress: 400,
+    errors.AddressNotFound: 404,
+    errors.AddressExists: 409,
+    errors.Overloaded: 503,
+    errors.StorageUnavailable: 503,
+}
+"""The HTTP status of each error; for a class that is not here its base class
+decides, and what has none is a fault of ours: 500."""
+
+JSON_TYPES = ('', 'application/json', 'application/x-www-form-urlencoded')
+"""Media types that are read as JSON: none, the right one, and what `curl -d`
+says of any data; that is never parsed as a form."""
+
+RENAMED_PHRASES = {413: 'Content Too Large', 414: 'URI Too Long'}
+"""Reason phrases that RFC 9110 (section 15.5) has changed since Python learnt them."""
+
+RETRY_AFTER_SECONDS = (1, 3)
+"""Bounds of the random advice on a 503, so that clients do not return as one."""
+
+CLIENT_CLOSED_REQUEST = 'Client Closed Request'
+"""Of status 499, which nobody receives; the log needs a name for it."""
+
+
+@tornado.web.stream_request_body  # keeps Tornado from parsing bodies as forms
+class BaseRequestHandler(tornado.web.RequestHandler):
+    """A request handler that speaks JSON and reports how its request ended."""
+
+    SUPPORTED_METHODS = ('GET', 'HEAD', 'POST', 'PUT', 'DELETE', 'OPTIONS')
+    is_probe = False
+    """Probes are answered however busy the service is, and logged at DEBUG."""
+
+    def initialize(self, service: AddressBookService, telemetry: Telemetry,
+                   route: str | None = None) -> None:
+        """Called by Tornado for every request, also one that is refused.
+
+        :param service: the address book.
+        :param telemetry: is told how the request ended.
+        :param route: the template of the path, for logs; None for an unknown one.
+        """
+        self.service = service
+        self.telemetry = telemetry
+        self.event = RequestEvent(
+            req_id=request_id(self.request.headers), method=str(self.request.method),
+            uri=str(self.request.uri), ip=str(self.request.remote_ip), route=route,
+            is_probe=self.is_probe)
+        self.hung_up = False
+        self._body = bytearray()
+        telemetry.began(self.event)
+        self.set_header('X-Request-ID', self.event.req_id)
+
+    def set_default_headers(self) -> None:
+        self.clear_header('Content-Type')
+        self.set_header('Server', 'addrservice')
+        self.set_header('Cache-Control', 'no-store')
+        self.set_header('X-Content-Type-Options', 'nosniff')
+
+    def prepare(self) -> None:
+        logutils.set_log_context(**self.event.identity())
+        if self.telemetry.is_overloaded() and not self.is_probe:
+            raise errors.Overloaded('There is more to do than this server takes on; try later')
+
+    def data_received(self, chunk: bytes) -> None:
+        self._body += chunk
+
+    async def options(self, *args: str, **kwargs: str) -> None:
+        """What may be done here (RFC 9110 section 9.3.7)."""
+        self.set_header('Allow', self.allowed_methods())
+        self.set_status(204)
+
+    @classmethod
+    def allowed_methods(cls) -> str:
+        """The methods that this handler implements, as ``Allow`` lists them."""
+        return ', '.join(method for method in cls.SUPPORTED_METHODS
+                         if getattr(cls, method.lower())
+                         is not getattr(tornado.web.RequestHandler, method.lower()))
+
+    def read_json(self) -> Any:
+        """The document in the request's body.
+
+        :raises HTTPError: 415, it is of another type.
+        :raises InvalidJSON: it is not JSON.
+        """
+        require_json_type(self.request.headers)
+        return parse_json(bytes(self._body))
+
+    def set_json_type(self) -> None:
+        """The answer is going to be JSON."""
+        self.set_header('Content-Type', 'application/json; charset=UTF-8')
+
+    def finish_json(self, document: object) -> None:
+        """Ends the request with a document."""
+        self.set_json_type()
+        self.finish(to_json(document))
+
+    def on_connection_close(self) -> None:
+        """Called by Tornado when the client hangs up before it is answered."""
+        self.hung_up = True
+        super().on_connection_close()
+
+    def log_exception(self, typ: type[BaseException] | None, value: BaseException | None,
+                      tb: TracebackType | None) -> None:
+        """Called by Tornado for every exception that leaves a handler. Those
+        that were raised on purpose stand in the canonical line alone."""
+        if not isinstance(value, (HTTPError, errors.AddrServiceError, StreamClosedError)):
+            logging.getLogger('tornado.application').error(
+                'Uncaught exception', exc_info=value)
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """Answers with an error; called by Tornado when a handler raised."""
+        error = sys.exc_info()[1]
+        self.event.error = error
+        self.event.cause = getattr(error, 'cause', None)
+        if isinstance(error, errors.AddrServiceError):
+            status_code, kwargs['reason'] = status_of(error), error.reason or None
+        elif isinstance(error, asyncio.CancelledError):
+            status_code = 503
+        if status_code in RENAMED_PHRASES:
+            kwargs['reason'] = RENAMED_PHRASES[status_code]
+        self.event.status = status_code
+        if self._headers_written:
+            self._cut_off()
+        else:
+            super().send_error(status_code, **kwargs)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Writes the error document; called by Tornado's `send_error`."""
+        self.event.reason = self._reason
+        self.event.detail = detail_of(self.event.error)
+        self.set_header('X-Request-ID', self.event.req_id)
+        if status_code == 405:
+            self.set_header('Allow', self.allowed_methods())
+        if status_code == 503:
+            self.set_header('Retry-After', random.randint(*RETRY_AFTER_SECONDS))
+        self.set_json_type()
+        # ASCII, as it may quote what the client sent, however broken.
+        self.finish(json.dumps(self._error_document(status_code)))
+
+    def _error_document(self, status_code: int) -> dict[str, object]:
+        event = self.event
+        document: dict[str, object] = {
+            'method': event.method, 'uri': event.uri, 'code': status_code,
+            'message': event.reason, 'req_id': event.req_id}
+        if event.detail:
+            document['detail'] = event.detail
+        if isinstance(event.error, errors.InvalidAddress):
+            document['errors'] = [fault._asdict() for fault in event.error.faults]
+        if self.telemetry.debug and event.error is not None:
+            document['trace'] = logutils.one_line_trace(event.error)
+        return document
+
+    def _cut_off(self) -> None:
+        """Ends an answer whose start has been sent. Its end must not look like
+        one, or the client would take what it has for the whole."""
+        self.hung_up = isinstance(self.event.error, StreamClosedError)
+        self.request.connection.stream.close()  # type: ignore[union-attr]
+        self.finish()
+
+
+class ErrorRequestHandler(BaseRequestHandler):
+    """Answers any request with one error: what cannot even reach a handler
+    of its own looks like every other error."""
+
+    def initialize(self, error: HTTPError, **kwargs: Any) -> None:  # type: ignore[override]
+        """
+        :param error: what is wrong with the request.
+        """
+        super().initialize(**kwargs)
+        self.error = error
+
+    def prepare(self) -> None:
+        super().prepare()
+        raise self.error
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        # Also in place of the 405 that an unknown method would get.
+        try:
+            raise self.error
+        except HTTPError as error:
+            super().send_error(error.status_code, exc_info=sys.exc_info())
+
+
+class DefaultRequestHandler(ErrorRequestHandler):
+    """Answers requests for paths that nothing is served on."""
+
+    def initialize(self, **kwargs: Any) -> None:  # type: ignore[override]
+        super().initialize(HTTPError(404, 'Nothing is served on this path',
+                                     reason='Unknown Endpoint'), **kwargs)
+
+    def prepare(self) -> None:
+        # ``OPTIONS *`` is about the server, and no path (RFC 9110 section 9.3.7).
+        if (self.request.method, self.request.path) != ('OPTIONS', '*'):
+            super().prepare()
+
+    @classmethod
+    def allowed_methods(cls) -> str:
+        return ', '.join(cls.SUPPORTED_METHODS)
+
+
+def log_request(handler: tornado.web.RequestHandler) -> None:
+    """Reports the end of a request; Tornado calls it once for each."""
+    assert isinstance(handler, BaseRequestHandler)
+    event = handler.event
+    event.status = event.status or handler.get_status()
+    if handler.hung_up:
+        event.status, event.reason = 499, CLIENT_CLOSED_REQUEST
+    event.time_ms = round(1000 * handler.request.request_time(), 3)
+    event.body_bytes_sent = getattr(handler.request.connection, 'body_bytes_sent', None)
+    handler.telemetry.ended(event)
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status of an error: that of the nearest class in `STATUS_OF`."""
+    return next((STATUS_OF[cls] for cls in type(error).__mro__ if cls in STATUS_OF), 500)
+
+
+def detail_of(error: BaseException | None) -> str | None:
+    """What an error has to say to the client, beyond its reason phrase."""
+    if isinstance(error, errors.AddrServiceError):
+        return error.detail or None
+    if isinstance(error, HTTPError):
+        return error.get_message()
+    return None
+
+
+def require_json_type(headers: httputil.HTTPHeaders) -> None:
+    """:raises HTTPError: 415, the body is neither JSON nor may be read as such."""
+    media_type, *parameters = headers.get('Content-Type', '').lower().split(';')
+    if media_type.strip() not in JSON_TYPES:
+        raise HTTPError(415, 'The Content-Type must be application/json')
+    charsets = [value.strip(' "') for name, _, value in
+                (parameter.partition('=') for parameter in parameters)
+                if name.strip() == 'charset']
+    if charsets not in ([], ['utf-8']):
+        raise HTTPError(415, 'The charset must be UTF-8')
+    if headers.get('Content-Encoding', 'identity').lower() != 'identity':
+        raise HTTPError(415, 'The Content-Encoding must be gzip, or none')
+
+
+def parse_json(body: bytes) -> Any:
+    """The document that a body holds, with nothing lost.
+
+    Only what comes back as it went in is accepted: no member name twice (RFC
+    8259 section 4), no number that a double cannot hold exactly, no NaN or
+    Infinity. A BOM is refused, as are encodings other than UTF-8 (section 8.1).
+
+    :raises InvalidJSON: with what is wrong, and where.
+    """
+    try:
+        return json.loads(body.decode('utf-8'), object_pairs_hook=_object,
+                          parse_float=_number, parse_constant=_refuse_constant)
+    except InvalidJSON:
+        raise
+    except UnicodeDecodeError as error:
+        raise InvalidJSON(f'The body is not UTF-8 at byte {error.start}') from error
+    except json.JSONDecodeError as error:
+        raise InvalidJSON('The body is not JSON at line '
+                          f'{error.lineno}, column {error.colno}') from error
+    except RecursionError as error:
+        raise InvalidJSON('The document is nested too deeply') from error
+    except ValueError as error:
+        raise InvalidJSON('A number in the document is too long') from error
+
+
+def to_json(document: object) -> str:
+    """A document as the text of an answer."""
+    return json.dumps(document, ensure_ascii=False)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise InvalidJSON('A member name stands twice in one object')
+    return document
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number) or Decimal(repr(number)) != Decimal(text):
+        raise InvalidJSON('A number in the document cannot be kept exactly')
+    return number
+
+
+def _refuse_constant(name: str) -> float:
+    raise InvalidJSON(f'{name} is not JSON')

@@ -1,0 +1,186 @@
+"""The handlers of the web application, one by one, on Tornado's own test server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import unittest
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+if __name__ == '__main__':
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import tornado.testing
+from tornado.httpclient import HTTPResponse
+
+import data
+from addrservice import LOGGER_NAME
+from addrservice.errors import StorageUnavailable, UnreadableRecord
+from addrservice.tornado.app import ROUTES, make_addrservice_app
+from tests.support import quiet_logger
+
+IN_MEMORY_CONFIG: dict[str, Any] = {'service': {'name': 'Address Book Test'}}
+
+
+class AddressServiceTornadoAppTestCase(tornado.testing.AsyncHTTPTestCase):
+    """Serves the application with an empty book in memory."""
+
+    with_debug = False
+
+    def get_app(self) -> tornado.web.Application:
+        self.service, self.app = make_addrservice_app(
+            IN_MEMORY_CONFIG, self.with_debug, quiet_logger())
+        return self.app
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.io_loop.run_sync(self.service.start)
+
+    def tearDown(self) -> None:
+        self.io_loop.run_sync(self.service.stop)
+        super().tearDown()
+
+    def ask(self, method: str, path: str, document: object = None, **headers: str) -> HTTPResponse:
+        """One request; a document becomes its JSON body."""
+        body = None if document is None else json.dumps(document)
+        return self.fetch(path, method=method, body=body, headers=headers,
+                          allow_nonstandard_methods=True)
+
+    def assert_error(self, response: HTTPResponse, code: int, message: str) -> dict[str, Any]:
+        """Checks an error document, and returns it."""
+        document: dict[str, Any] = json.loads(response.body)
+        self.assertEqual((response.code, response.reason), (code, message))
+        self.assertEqual((document['code'], document['message']), (code, message))
+        self.assertEqual(document['method'], response.request.method)
+        self.assertEqual(document['req_id'], response.headers['X-Request-ID'])
+        self.assertTrue(response.request.url.endswith(document['uri']))
+        return document
+
+
+class AddressServiceTornadoAppUnitTests(AddressServiceTornadoAppTestCase):
+    def test_default_handler(self) -> None:
+        for path in ('/does-not-exist', '/', '/addresses/a/b', '/address'):
+            with self.subTest(path):
+                document = self.assert_error(self.ask('GET', path), 404, 'Unknown Endpoint')
+                self.assertNotIn('trace', document)
+
+    def test_any_method_on_an_unknown_path_is_an_unknown_endpoint(self) -> None:
+        for method in ('POST', 'PUT', 'DELETE', 'PATCH', 'OPTIONS', 'FOO'):
+            with self.subTest(method):
+                self.assert_error(self.ask(method, '/nowhere'), 404, 'Unknown Endpoint')
+
+    def test_options_names_the_methods_of_each_route(self) -> None:
+        expected = {'/addresses': 'GET, HEAD, POST, OPTIONS',
+                    '/addresses/x': 'GET, HEAD, PUT, DELETE, OPTIONS',
+                    '/healthz': 'GET, HEAD, OPTIONS'}
+        for path, allow in expected.items():
+            with self.subTest(path):
+                response = self.ask('OPTIONS', path)
+                self.assertEqual((response.code, response.headers['Allow']), (204, allow))
+
+    def test_a_method_that_is_not_there_is_told_which_ones_are(self) -> None:
+        for method in ('PATCH', 'DELETE', 'TRACE', 'FOO'):
+            with self.subTest(method):
+                response = self.ask(method, '/addresses')
+                self.assert_error(response, 405, 'Method Not Allowed')
+                self.assertEqual(response.headers['Allow'], 'GET, HEAD, POST, OPTIONS')
+
+    def test_every_answer_has_the_headers_that_all_should_have(self) -> None:
+        for path in ('/addresses', '/addresses/x', '/nowhere'):
+            with self.subTest(path):
+                headers = self.ask('GET', path).headers
+                self.assertEqual(headers['Cache-Control'], 'no-store')
+                self.assertEqual(headers['X-Content-Type-Options'], 'nosniff')
+                self.assertEqual(headers['Server'], 'addrservice')
+                self.assertEqual(headers['Vary'], 'Accept-Encoding')
+
+    def test_healthz_tells_the_uptime_in_whole_milliseconds(self) -> None:
+        first = json.loads(self.ask('GET', '/healthz').body)
+        second = json.loads(self.ask('GET', '/healthz/').body)
+        self.assertEqual(list(first), ['uptime'])
+        self.assertIsInstance(first['uptime'], int)
+        self.assertGreaterEqual(second['uptime'], first['uptime'])
+
+    def test_readiness_says_whether_the_service_is_ready(self) -> None:
+        response = self.ask('GET', '/readiness')
+        self.assertEqual(response.code, 200)
+        self.assertIs(json.loads(response.body)['ready'], True)
+        self.service.drain()
+        response = self.ask('GET', '/readiness')
+        self.assertEqual(response.code, 503)
+        self.assertIs(json.loads(response.body)['ready'], False)
+        self.assertEqual(self.ask('GET', '/healthz').code, 200)
+
+    def test_a_request_id_of_the_client_is_kept_if_it_is_sane(self) -> None:
+        for given, kept in (('abc-123', True), ('x' * 65, False), ('a b', False), ('"', False)):
+            with self.subTest(given):
+                answered = self.ask('GET', '/healthz', **{'X-Request-ID': given}).headers
+                self.assertEqual(answered['X-Request-ID'] == given, kept)
+
+    def test_errors_of_the_store_become_a_status_and_keep_their_cause_to_the_log(self) -> None:
+        for error, code, message in (
+                (StorageUnavailable('Later', '/secret/path'), 503, 'Service Unavailable'),
+                (UnreadableRecord('Broken', '/secret/path'), 500, 'Internal Server Error')):
+            with self.subTest(code), mock.patch.object(
+                    self.service.addr_db, 'read_address', side_effect=error):
+                response = self.ask('GET', '/addresses/x')
+                document = self.assert_error(response, code, message)
+                self.assertEqual(document['detail'], error.detail)
+                self.assertNotIn(b'secret', response.body)
+                self.assertEqual('Retry-After' in response.headers, code == 503)
+
+    def test_an_uncaught_exception_is_a_500_that_tells_nothing(self) -> None:
+        with mock.patch.object(self.service, 'get_address', side_effect=RuntimeError('secret')):
+            with self.assertLogs('tornado.application', 'ERROR'):
+                response = self.ask('GET', '/addresses/x')
+        self.assert_error(response, 500, 'Internal Server Error')
+        self.assertNotIn(b'secret', response.body)
+
+    def test_more_requests_than_the_limit_are_sent_away_but_probes_are_answered(self) -> None:
+        self.app.telemetry.in_flight = self.app.telemetry.max_in_flight
+        response = self.ask('GET', '/addresses')
+        self.assert_error(response, 503, 'Service Unavailable')
+        self.assertIn(int(response.headers['Retry-After']), range(1, 10))
+        self.assertEqual(self.ask('GET', '/healthz').code, 200)
+        self.app.telemetry.in_flight = 0
+        self.assertEqual(self.ask('GET', '/addresses').code, 200)
+
+    def test_routes_accept_a_trailing_slash(self) -> None:
+        for route in ROUTES:
+            path = route.template.replace('{id}', 'x')
+            with self.subTest(path):
+                self.assertEqual(self.ask('OPTIONS', path).code, 204)
+                self.assertEqual(self.ask('OPTIONS', path + '/').code, 204)
+
+
+class DebugTests(AddressServiceTornadoAppTestCase):
+    with_debug = True
+
+    def test_with_debug_an_error_document_carries_the_trace(self) -> None:
+        document = self.assert_error(self.ask('GET', '/addresses/x'), 404, 'Not Found')
+        self.assertIn('AddressNotFound', document['trace'])
+
+
+class LogTests(AddressServiceTornadoAppTestCase):
+    """The lines themselves: with a logger that is listened to."""
+
+    def get_app(self) -> tornado.web.Application:
+        self.service, self.app = make_addrservice_app(
+            IN_MEMORY_CONFIG, False, logging.getLogger(LOGGER_NAME))
+        return self.app
+
+    def test_a_request_leaves_one_line_with_the_fields_in_their_order(self) -> None:
+        with self.assertLogs(LOGGER_NAME, 'INFO') as logs:
+            self.ask('POST', '/addresses', data.address_data_suite()['namo'])
+        self.assertEqual(len(logs.records), 1)
+        self.assertRegex(
+            logs.records[0].getMessage(),
+            r'^req_id="[0-9a-f]{32}" method="POST" uri="/addresses" ip="127\.0\.0\.1" '
+            r'message="RESPONSE" status=201 time_ms=[0-9.]+ route="/addresses"$')
+
+
+if __name__ == '__main__':
+    unittest.main()
