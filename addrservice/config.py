@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import math
 import os
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,8 +26,14 @@ Config = dict[str, Any]
 SCHEMA_FILE = Path(__file__).resolve().parent.parent / 'schema' / 'config-v1.0.json'
 
 _VARIABLE = re.compile(r'\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})')
-_SECRET_KEY = re.compile(r'pass|secret|token|credential|private', re.IGNORECASE)
-_SECRET_IN_TEXT = re.compile(r'(?<=://)([^/@\s:]*:)[^@\s]*(?=@)|(\bpass(?:word)?=)[^&\s]*')
+_SECRET_NAME = r'(?:passw|passphrase|secret|token|credential|private)'
+_SECRET_KEY = re.compile(_SECRET_NAME, re.IGNORECASE)
+_SECRETS_IN_TEXT = (
+    # The password of a URL: from the first colon to the last @ before what may be a host.
+    re.compile(r'(?<=://)([^:\s/]*:)\S*(?=@)'),
+    # A parameter: ``password=…``, of a query or of a list of words, perhaps in quotes.
+    re.compile(rf"(?i)(\b\w*{_SECRET_NAME}\w*\s*=\s*)('[^']*'|[^&\s]*)"),
+)
 
 
 def load_config(path: str, overrides: Mapping[str, Mapping[str, object]] | None = None) -> Config:
@@ -44,7 +51,7 @@ def load_config(path: str, overrides: Mapping[str, Mapping[str, object]] | None 
     config = complete_config(_read_yaml(path))
     for section, values in (overrides or {}).items():
         config[section] |= {key: value for key, value in values.items() if value is not None}
-    return config
+    return complete_config(config)
 
 
 def complete_config(config: Mapping[str, Any]) -> Config:
@@ -56,22 +63,34 @@ def complete_config(config: Mapping[str, Any]) -> Config:
     """
     schema = json.loads(SCHEMA_FILE.read_text('utf-8'))
     given = {key: value for key, value in config.items() if value is not None}
-    error = jsonschema.exceptions.best_match(
-        jsonschema.Draft202012Validator(schema).iter_errors(given))
+    error = jsonschema.exceptions.best_match(_Validator(schema).iter_errors(given))
     if error:
         raise ConfigError(_explain(error))
     return _with_defaults(given, schema)
 
 
-def mask_secrets(value: Any, key: str = '') -> Any:
+def mask_secrets(value: Any, is_secret: bool = False) -> Any:
     """A copy fit for printing: passwords, also those inside URLs, are ``***``."""
     if isinstance(value, Mapping):
-        return {name: mask_secrets(item, str(name)) for name, item in value.items()}
+        return {name: mask_secrets(item, is_secret or bool(_SECRET_KEY.search(str(name))))
+                for name, item in value.items()}
     if isinstance(value, list):
-        return [mask_secrets(item, key) for item in value]
+        return [mask_secrets(item, is_secret) for item in value]
+    if is_secret:
+        return '***'
     if isinstance(value, str):
-        return '***' if _SECRET_KEY.search(key) else _SECRET_IN_TEXT.sub(r'\1\2***', value)
+        for pattern in _SECRETS_IN_TEXT:
+            value = pattern.sub(r'\1***', value)
     return value
+
+
+# Types as Python and its event loop take them: 5.0 is no port, and NaN no time.
+_Validator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many({
+        'integer': lambda _, value: isinstance(value, int) and not isinstance(value, bool),
+        'number': lambda _, value: (isinstance(value, (int, float)) and math.isfinite(value)
+                                    and not isinstance(value, bool))}))
 
 
 def _with_defaults(given: Mapping[str, Any], schema: Mapping[str, Any]) -> Config:
@@ -128,19 +147,35 @@ def _read_yaml(path: str) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError('cannot be read: it is not UTF-8 text') from error
     except yaml.YAMLError as error:
-        raise ConfigError(f'is not YAML: {_explain_yaml(error)}') from error
+        raise ConfigError(f'is not YAML: {_explain_yaml(error, text)}') from error
+    except RecursionError as error:
+        raise ConfigError('is not YAML that can be used: it is nested too deeply') from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError('must be a mapping of keys to values')
+    for key, value in content.items():
+        _refuse_loops(key, value)
     return content
 
 
-def _explain_yaml(error: yaml.YAMLError) -> str:
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return ' '.join(str(error).split())
-    mark = error.problem_mark
-    return f'line {mark.line + 1}, column {mark.column + 1}: {error.problem}'
+def _refuse_loops(key: str, value: object) -> None:
+    """YAML can make a value that holds itself, and nothing here would end."""
+    try:
+        json.dumps(value, default=str, skipkeys=True)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f'{key}: holds itself') from error
+
+
+def _explain_yaml(error: yaml.YAMLError, text: str) -> str:
+    match error:
+        case yaml.MarkedYAMLError(problem_mark=yaml.Mark(line=line, column=column)):
+            return f'line {line + 1}, column {column + 1}: {error.problem}'
+        case yaml.reader.ReaderError(position=position):
+            before = text[:position]
+            column = position - before.rfind('\n')
+            return f'line {before.count(chr(10)) + 1}, column {column}: {error.reason}'
+    return ' '.join(str(error).split())
 
 
 class _ConfigLoader(yaml.SafeLoader):
@@ -154,17 +189,21 @@ class _ConfigLoader(yaml.SafeLoader):
         return super().compose_scalar_node(anchor)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        for key in _repeated(str(key_node.value) for key_node, _ in node.value):
-            raise ConfigError(f'line {node.start_mark.line + 1}: {key}: stands twice')
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(key_node.value)
+            if key in seen:
+                raise ConfigError(f'line {key_node.start_mark.line + 1}: {key}: stands twice')
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
-
-def _repeated(keys: Iterator[str]) -> Iterator[str]:
-    seen: set[str] = set()
-    for key in keys:
-        if key in seen:
-            yield key
-        seen.add(key)
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError, OverflowError) as error:
+            # What looked like a date or a number, and is none.
+            raise ConfigError(f'line {node.start_mark.line + 1}: {node.value}: is not what it '
+                              'looks like; put it in quotes if it is text') from error
 
 
 def _replace_variables(text: str, line: int) -> str:

@@ -21,11 +21,11 @@ def create_addressbook_db(config: Mapping[str, Any], logger: logging.Logger
     :param logger: where the engine reports what nobody asked about.
     :raises ConfigError: there is no such engine.
     """
-    match dict(config):
-        case {'memory': None}:
+    match list(config.items()):
+        case [('memory', None)]:
             from addrservice.database.memory_db import InMemoryAddressBookDB
             return InMemoryAddressBookDB(logger)
-        case {'fs': str(path)}:
+        case [('fs', str(path))]:
             from addrservice.database.file_db import FileAddressBookDB
             return FileAddressBookDB(path, logger)
-    raise ConfigError(f'addr-db: unknown engine {", ".join(map(str, config))!r}')
+    raise ConfigError(f'addr-db: no engine is meant by {dict(config)!r}')

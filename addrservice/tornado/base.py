@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import random
 import sys
 from collections.abc import Mapping
@@ -303,9 +302,18 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _number(text: str) -> float:
     number = float(text)
-    if not math.isfinite(number) or Decimal(repr(number)) != Decimal(text):
+    if not _is_exact(number, text):
         raise InvalidJSON('A number in the document cannot be kept exactly')
     return number
+
+
+def _is_exact(number: float, text: str) -> bool:
+    if number == 0:
+        return not text.lstrip('-0.').rstrip('0123456789+-').rstrip('eE')
+    try:
+        return Decimal(repr(number)) == Decimal(text)
+    except ArithmeticError:  # infinite, or with an exponent beyond all bounds
+        return False
 
 
 def _refuse_constant(name: str) -> float:

@@ -436,7 +436,8 @@ def _is_trusted(ip: str, trusted: Sequence[Network]) -> bool:
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        address = ipaddress.ip_address(text)
+        # Without a scope (``%eth0``): it means nothing here, and may hold any text.
+        address = ipaddress.ip_address(text.replace('%', ' '))
     except ValueError:
         return None
     # On a socket for both families IPv4 peers look like ::ffff:192.0.2.1.

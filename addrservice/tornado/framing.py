@@ -109,9 +109,8 @@ def inflate(data: bytes, max_size: int) -> bytes:
 def wants_close(start_line: httputil.RequestStartLine, headers: httputil.HTTPHeaders) -> bool:
     """Whether the connection ends with this request (RFC 9112 section 9.3)."""
     options = {option.strip().lower() for option in headers.get('Connection', '').split(',')}
-    if start_line.version == 'HTTP/1.0':
-        return 'keep-alive' not in options
-    return 'close' in options
+    return 'close' in options or (start_line.version == 'HTTP/1.0'
+                                  and 'keep-alive' not in options)
 
 
 def _parse_start_line(line: str) -> httputil.RequestStartLine:

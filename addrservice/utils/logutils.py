@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import json
 import logging
 import re
 import traceback
@@ -108,14 +109,12 @@ def _as_logfmt(record: logging.LogRecord) -> logging.LogRecord:
 
 
 def _key(name: str) -> str:
-    return name if _BARE_KEY.fullmatch(name) else re.sub(r'[^A-Za-z0-9_.-]', '_', name) or '_'
+    return name if _BARE_KEY.fullmatch(name) else '_' + re.sub(r'[^A-Za-z0-9_.-]', '_', name)
 
 
 def _value(value: object) -> str:
-    if value is True or value is False:
-        return 'true' if value else 'false'
-    if isinstance(value, (int, float)):
-        return repr(value)
+    if isinstance(value, (bool, int, float)):
+        return json.dumps(value)
     return f'"{_escape(_shorten(str(value)))}"'
 
 

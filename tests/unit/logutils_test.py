@@ -1,0 +1,324 @@
+"""A log line is one line that reads back to what went in, and a context never crosses tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import math
+import sys
+import unittest
+from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from hypothesis import example, given, settings, strategies as st
+
+from addrservice.utils import logutils
+from addrservice.utils.logutils import (
+    MAX_VALUE_LENGTH, LogfmtFormatter, clear_log_context, get_log_context, log, log_line, logfmt,
+    one_line_trace, outgoing_headers, set_log_context)
+from tests.support import parse_logfmt
+
+property_test = settings(derandomize=True, deadline=None, database=None, max_examples=300)
+
+LINE_BREAKS = '\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029'
+FORGERY = '" status=200 message="RESPONSE\n\r\u2028\\"\x1b[31m\x00'
+KEYS = st.from_regex(r'[A-Za-z_][A-Za-z0-9_.-]*', fullmatch=True)
+TEXTS = st.text() | st.text(st.sampled_from(LINE_BREAKS + '"\\= \x00\x1b\ufeffé€😀'))
+VALUES = TEXTS | st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none()
+
+
+class LogfmtTest(unittest.TestCase):
+    def assert_one_line(self, line: str) -> None:
+        self.assertTrue(line.isprintable(), ascii(line))
+        self.assertLessEqual(len(line.splitlines()), 1)
+
+    @property_test
+    @example({'a': math.inf, 'b': -math.inf})
+    @example({'a': LINE_BREAKS, 'b': FORGERY, 'c': '', 'd': '\\', 'e': '\ud800'})
+    @given(st.dictionaries(KEYS, VALUES, max_size=5))
+    def test_any_fields_are_one_line_that_reads_back_to_what_went_in(
+            self, fields: dict[str, Any]) -> None:
+        line = logfmt(fields)
+        self.assert_one_line(line)
+        expected = {key: value for key, value in fields.items() if value is not None}
+        self.assertEqual(list(parse_logfmt(line).items()), list(expected.items()))
+
+    @property_test
+    @example('1st')
+    @example('-')
+    @example('a b')
+    @example('a="b" c')
+    @example('')
+    @example('é\n')
+    @given(st.text())
+    def test_any_name_of_a_field_still_makes_one_pair(self, name: str) -> None:
+        line = logfmt({name: 'x'})
+        self.assert_one_line(line)
+        self.assertEqual(list(parse_logfmt(line).values()), ['x'])
+
+    def test_booleans_and_numbers_keep_their_types(self) -> None:
+        self.assertEqual(logfmt({'a': True, 'b': False, 'c': 1, 'd': 1.5, 'e': '1'}),
+                         'a=true b=false c=1 d=1.5 e="1"')
+
+    def test_a_number_that_is_none_still_reads_back(self) -> None:
+        self.assertTrue(math.isnan(parse_logfmt(logfmt({'a': math.nan}))['a']))
+
+    def test_a_number_of_an_enumeration_is_its_number(self) -> None:
+        self.assertEqual(logfmt({'status': HTTPStatus.OK}), 'status=200')
+
+    def test_any_other_object_is_its_text(self) -> None:
+        self.assertEqual(parse_logfmt(logfmt({'a': Path('x y'), 'b': ['"']})),
+                         {'a': 'x y', 'b': "['\"']"})
+
+    def test_fields_stand_in_the_order_given_and_none_is_left_out(self) -> None:
+        self.assertEqual(logfmt({'z': 'x y', 'a': None, 'b': 2}), 'z="x y" b=2')
+
+    def test_no_fields_are_no_text(self) -> None:
+        self.assertEqual(logfmt({}), '')
+
+    def test_a_value_of_the_greatest_length_is_kept_whole(self) -> None:
+        self.assertEqual(parse_logfmt(logfmt({'a': 'x' * MAX_VALUE_LENGTH})),
+                         {'a': 'x' * MAX_VALUE_LENGTH})
+
+    def test_a_longer_value_keeps_its_ends_and_says_how_much_is_left_out(self) -> None:
+        half = MAX_VALUE_LENGTH // 2
+        value = parse_logfmt(logfmt({'a': 'x' * half + 'gone' + 'y' * half}))['a']
+        self.assertEqual(value, 'x' * half + '…4 characters…' + 'y' * half)
+
+    def test_no_value_makes_a_line_much_longer_than_the_cap(self) -> None:
+        for text in ('x', '\n', '\U000e0001'):
+            with self.subTest(text=ascii(text)):
+                escaped = len(json.dumps(text))
+                line = logfmt({'a': text * 1_000_000})
+                self.assert_one_line(line)
+                self.assertLess(len(line), MAX_VALUE_LENGTH * escaped + 100)
+
+
+class Capture(logging.Handler):
+    """Keeps the records that reach it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+def capturing_logger() -> tuple[logging.Logger, Capture]:
+    logger, capture = logging.Logger('captured'), Capture()
+    logger.addHandler(capture)
+    return logger, capture
+
+
+class ContextTest(unittest.TestCase):
+    def setUp(self) -> None:
+        clear_log_context()
+        self.addCleanup(clear_log_context)
+
+    def test_fields_add_up_until_they_are_cleared(self) -> None:
+        set_log_context(a=1)
+        set_log_context(b=2, a=3)
+        self.assertEqual(dict(get_log_context()), {'a': 3, 'b': 2})
+        clear_log_context()
+        self.assertEqual(dict(get_log_context()), {})
+
+    def test_the_context_cannot_be_changed_in_place(self) -> None:
+        for context in (get_log_context(), self.context_with(a=1)):
+            with self.assertRaises(TypeError):
+                context['b'] = 2  # type: ignore[index]
+
+    def context_with(self, **fields: object) -> Mapping[str, object]:
+        set_log_context(**fields)
+        return get_log_context()
+
+    def test_a_child_task_sees_its_parents_fields_and_keeps_its_own_to_itself(self) -> None:
+        async def child(name: str) -> dict[str, object]:
+            set_log_context(child=name)
+            await asyncio.sleep(0)
+            return dict(get_log_context())
+
+        async def parent() -> list[dict[str, object]]:
+            set_log_context(req_id='1')
+            seen = await asyncio.gather(child('a'), child('b'))
+            return [*seen, dict(get_log_context())]
+
+        self.assertEqual(asyncio.run(parent()), [
+            {'req_id': '1', 'child': 'a'}, {'req_id': '1', 'child': 'b'}, {'req_id': '1'}])
+        self.assertEqual(dict(get_log_context()), {})
+
+    def test_what_the_parent_adds_later_does_not_reach_a_running_child(self) -> None:
+        async def parent() -> dict[str, object]:
+            set_log_context(req_id='1')
+            may_look = asyncio.Event()
+
+            async def child() -> dict[str, object]:
+                await may_look.wait()
+                return dict(get_log_context())
+
+            task = asyncio.create_task(child())
+            await asyncio.sleep(0)
+            set_log_context(late=True)
+            may_look.set()
+            return await task
+
+        self.assertEqual(asyncio.run(parent()), {'req_id': '1'})
+
+    def test_a_thread_of_a_task_sees_the_tasks_fields(self) -> None:
+        async def parent() -> dict[str, object]:
+            set_log_context(req_id='1')
+            return dict(await asyncio.to_thread(get_log_context))
+
+        self.assertEqual(asyncio.run(parent()), {'req_id': '1'})
+
+    def test_calls_to_other_services_carry_the_id_of_the_request(self) -> None:
+        self.assertEqual(outgoing_headers(), {})
+        set_log_context(method='GET')
+        self.assertEqual(outgoing_headers(), {})
+        set_log_context(req_id='abc')
+        self.assertEqual(outgoing_headers(), {'X-Request-ID': 'abc'})
+
+
+class LogTest(unittest.TestCase):
+    def setUp(self) -> None:
+        clear_log_context()
+        self.addCleanup(clear_log_context)
+        self.logger, self.capture = capturing_logger()
+
+    def line(self) -> str:
+        return self.capture.records[-1].getMessage()
+
+    def test_a_line_has_the_requests_fields_first_and_its_own_win(self) -> None:
+        set_log_context(req_id='1', message='OLD')
+        log(self.logger, logging.INFO, message='100% "new"', a=1)
+        self.assertEqual(self.line(), r'req_id="1" message="100% \"new\"" a=1')
+
+    def test_a_line_of_its_own_fields_alone_has_no_context(self) -> None:
+        set_log_context(req_id='1')
+        log_line(self.logger, logging.INFO, {'message': 'x'})
+        self.assertEqual(self.line(), 'message="x"')
+
+    def test_a_line_names_the_file_and_the_line_of_who_logged_it(self) -> None:
+        writers: tuple[Callable[[], None], ...] = (
+            lambda: log(self.logger, logging.INFO, message='x'),
+            lambda: log_line(self.logger, logging.INFO, {'message': 'x'}))
+        for write in writers:
+            write()
+            record = self.capture.records[-1]
+            self.assertEqual((record.filename, record.lineno, record.funcName),
+                             (Path(__file__).name, write.__code__.co_firstlineno, '<lambda>'))
+
+    def test_a_level_that_nobody_hears_costs_no_formatting(self) -> None:
+        class Loud:
+            def __str__(self) -> str:
+                raise AssertionError('formatted')
+        self.logger.setLevel(logging.WARNING)
+        log(self.logger, logging.INFO, value=Loud())
+        self.assertEqual(self.capture.records, [])
+
+    def test_a_trace_becomes_one_line(self) -> None:
+        try:
+            raise ValueError('two\nlines')
+        except ValueError as error:
+            trace = one_line_trace(error)
+        line = logfmt({'trace': trace})
+        self.assertTrue(line.isprintable())
+        self.assertEqual(parse_logfmt(line), {'trace': trace})
+        self.assertTrue(trace.startswith('Traceback'))
+        self.assertTrue(trace.endswith('ValueError: two\nlines'))
+
+
+class FormatterTest(unittest.TestCase):
+    FORMAT = 'logger="%(name)s" level="%(levelname)s" %(message)s'
+
+    def setUp(self) -> None:
+        clear_log_context()
+        self.addCleanup(clear_log_context)
+        self.logger = logging.Logger('lib')
+        self.plain, self.quoted = self.add_handler(None), self.add_handler(self.FORMAT)
+
+    def add_handler(self, line_format: str | None) -> io.StringIO:
+        handler = logging.StreamHandler(stream := io.StringIO())
+        handler.setFormatter(LogfmtFormatter(line_format) if line_format else None)
+        self.logger.addHandler(handler)
+        return stream
+
+    def fields(self) -> dict[str, Any]:
+        """The one line of logfmt that has been written."""
+        text = self.quoted.getvalue()
+        self.assertTrue(text.removesuffix('\n').isprintable(), ascii(text))
+        fields = parse_logfmt(text.removesuffix('\n'))
+        self.assertEqual(fields.pop('logger'), 'lib')
+        del fields['level']
+        return fields
+
+    def test_a_line_of_ours_is_left_as_it_is(self) -> None:
+        log(self.logger, logging.INFO, message='x "y"', n=1)
+        self.assertEqual(self.quoted.getvalue(), 'logger="lib" level="INFO" '
+                                                 + r'message="x \"y\"" n=1' + '\n')
+
+    def test_the_text_of_any_other_record_becomes_its_message(self) -> None:
+        self.logger.warning('%s is %d%%\n%s', 'this', 5, FORGERY)
+        self.assertEqual(self.fields(), {'message': f'this is 5%\n{FORGERY}'})
+
+    def test_the_text_of_another_record_may_hold_percent_signs(self) -> None:
+        self.logger.warning('100%s %d')
+        self.assertEqual(self.fields(), {'message': '100%s %d'})
+
+    def test_another_records_traceback_becomes_its_trace(self) -> None:
+        try:
+            raise ValueError('bad\nthing')
+        except ValueError:
+            self.logger.exception('it failed')
+        fields = self.fields()
+        self.assertEqual(fields['message'], 'it failed')
+        self.assertRegex(fields['trace'], r'(?s)\ATraceback .*ValueError: bad\nthing\Z')
+        # A handler before ours had formatted the traceback, and keeps it.
+        self.assertIn('\nValueError: bad\nthing\n', self.plain.getvalue())
+
+    def test_a_handler_behind_ours_gets_the_record_unchanged(self) -> None:
+        behind = self.add_handler(None)
+        try:
+            raise ValueError('bad')
+        except ValueError:
+            self.logger.error('it %s', 'failed', exc_info=True, stack_info=True)
+        self.assertEqual(behind.getvalue(), self.plain.getvalue())
+        self.assertIn('Stack (most recent call last)', behind.getvalue())
+
+    def test_a_record_with_a_stack_is_one_line_too(self) -> None:
+        self.logger.warning('here', stack_info=True)
+        self.assertEqual(self.fields()['message'], 'here')
+
+    def test_a_record_that_asks_for_an_exception_where_none_is_has_no_trace(self) -> None:
+        self.logger.warning('fine', exc_info=True)
+        self.assertEqual(self.fields(), {'message': 'fine'})
+
+    def test_a_record_logged_in_a_request_carries_its_fields(self) -> None:
+        set_log_context(req_id='1')
+        self.logger.warning('slow')
+        self.assertEqual(list(self.fields().items()), [('req_id', '1'), ('message', 'slow')])
+
+    def test_a_huge_record_is_capped(self) -> None:
+        self.logger.warning('x' * 10 * MAX_VALUE_LENGTH)
+        self.assertLess(len(self.quoted.getvalue()), 2 * MAX_VALUE_LENGTH)
+
+
+class ModuleTest(unittest.TestCase):
+    def test_no_logger_lives_at_module_level(self) -> None:
+        self.assertEqual(list(self.loggers()), [])
+
+    def loggers(self) -> Iterator[str]:
+        for name, value in vars(logutils).items():
+            if isinstance(value, (logging.Logger, logging.LoggerAdapter)):
+                yield name
+
+
+if __name__ == '__main__':
+    unittest.main()
