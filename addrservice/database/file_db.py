@@ -20,6 +20,7 @@ import heapq
 import logging
 import os
 import secrets
+import stat
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -73,19 +74,18 @@ class FileAddressBookDB(AbstractAddressBookDB):
         threads = ThreadPoolExecutor(THREADS, 'file-db')
         try:
             await asyncio.get_running_loop().run_in_executor(threads, self._open_folder)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             threads.shutdown()
-            raise ConfigError(f'addr-db.fs: {self.folder}: cannot be used as the folder for '
-                              f'entries: {error.strerror}') from error
+            self._leave_folder()
+            raise ConfigError(f'addr-db.fs: {str(self.folder)!a}: cannot be used as the folder '
+                              f'for entries: {getattr(error, "strerror", error)}') from error
         self._threads = threads
 
     async def stop(self) -> None:
         threads, self._threads = self._threads, None
         if threads:
             await asyncio.to_thread(threads.shutdown)
-        if self._in_use is not None:
-            os.close(self._in_use)
-            self._in_use = None
+        self._leave_folder()
 
     async def ping(self) -> None:
         await self._in_thread(self._probe)
@@ -131,6 +131,11 @@ class FileAddressBookDB(AbstractAddressBookDB):
             os.link(temporary, linked := f'{temporary}-linked')
             os.unlink(linked)
 
+    def _leave_folder(self) -> None:
+        in_use, self._in_use = self._in_use, None
+        if in_use is not None:
+            os.close(in_use)
+
     def _remove_leftovers(self, in_use: int) -> None:
         """Removes what killed processes left, and nothing that a living one
         is still to give a name: each holds a shared lock while it runs."""
@@ -159,37 +164,47 @@ class FileAddressBookDB(AbstractAddressBookDB):
             try:
                 self._sync_folder()
             except OSError:
-                path.unlink(missing_ok=True)
+                self._take_back(temporary, path)
                 raise
+
+    def _take_back(self, temporary: Path, path: Path) -> None:
+        """Removes an entry that may not last, unless others have built on it."""
+        with self._lock(fcntl.LOCK_EX):
+            if os.path.samefile(temporary, path):
+                os.unlink(path)
 
     def _read(self, nickname: str) -> Record:
         path = self._path(nickname)
         try:
             return Record(nickname, _read_text(path), str(path))
-        except FileNotFoundError:
-            raise self._missing() from None
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if not path.is_symlink():
+                raise self._missing() from None
+            raise _unreadable(path, error) from error
         except OSError as error:
             if error.errno in _PASSING:
                 raise
-            raise UnreadableRecord('The stored entry cannot be read', str(error)) from error
+            raise _unreadable(path, error) from error
 
     def _replace(self, nickname: str, text: str) -> None:
         path = self._path(nickname)
         self._require(path)
-        with self._temporary_file(text) as temporary, self._write_lock():
+        with self._temporary_file(text) as temporary, self._lock(fcntl.LOCK_EX):
             self._require(path)
             os.replace(temporary, path)
         self._make_last()
 
     def _delete(self, nickname: str) -> None:
         path = self._path(nickname)
-        with self._write_lock():
+        with self._lock(fcntl.LOCK_EX):
             self._require(path)
             os.unlink(path)
         self._make_last()
 
     def _names(self, after: str) -> list[str]:
-        with os.scandir(self.folder) as files:
+        # Under the lock, as a name that is replaced while a folder is read may
+        # be missed (POSIX, readdir); shared, as readers do not disturb each other.
+        with self._lock(fcntl.LOCK_SH), os.scandir(self.folder) as files:
             names = (file.name.removesuffix(SUFFIX) for file in files
                      if file.name.endswith(SUFFIX))
             return heapq.nsmallest(
@@ -235,13 +250,17 @@ class FileAddressBookDB(AbstractAddressBookDB):
                 os.fsync(descriptor)
             yield path
         finally:
-            path.unlink(missing_ok=True)
+            # If it cannot be removed it is a leftover, and harms nobody: what
+            # happened to the entry is what counts.
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     @contextlib.contextmanager
-    def _write_lock(self) -> Iterator[None]:
-        """Keeps other threads and processes from replacing and deleting."""
+    def _lock(self, mode: int) -> Iterator[None]:
+        """Keeps other threads and processes from replacing and deleting; with
+        LOCK_EX also from reading names."""
         with _opened(self.folder) as folder:
-            _lock_within(folder, LOCK_TIMEOUT)
+            _lock_within(folder, mode, LOCK_TIMEOUT)
             yield  # closing unlocks
 
     def _sync_folder(self) -> None:
@@ -264,12 +283,12 @@ def _opened(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _lock_within(descriptor: int, seconds: float) -> None:
+def _lock_within(descriptor: int, mode: int, seconds: float) -> None:
     """:raises BlockingIOError: somebody else kept the lock for so long."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise
@@ -280,7 +299,13 @@ def _read_text(path: Path) -> str:
     # Non-blocking, as somebody may have put a pipe in an entry's place. Bytes
     # that are no UTF-8 become surrogates, which no entry may hold.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, 'Not a regular file')
         return file.read().decode('utf-8', 'surrogateescape')
+
+
+def _unreadable(path: Path, error: OSError) -> UnreadableRecord:
+    return UnreadableRecord('The stored entry cannot be read', f'{path}: {error.strerror}')
 
 
 def _translated(error: OSError) -> StorageError:
