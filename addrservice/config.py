@@ -84,6 +84,19 @@ def mask_secrets(value: Any, is_secret: bool = False) -> Any:
     return value
 
 
+def printable(config: Config) -> Any:
+    """A copy that can be shown to anyone, and read as a configuration again."""
+    return _escape_variables(mask_secrets(config))
+
+
+def _escape_variables(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_escape_variables(name): _escape_variables(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_escape_variables(item) for item in value]
+    return value.replace('$', '$$') if isinstance(value, str) else value
+
+
 # Types as Python and its event loop take them: 5.0 is no port, and NaN no time.
 _Validator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
     jsonschema.Draft202012Validator,
@@ -202,8 +215,8 @@ class _ConfigLoader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (ValueError, KeyError, AttributeError, OverflowError) as error:
             # What looked like a date or a number, and is none.
-            raise ConfigError(f'line {node.start_mark.line + 1}: {node.value}: is not what it '
-                              'looks like; put it in quotes if it is text') from error
+            raise ConfigError(f'line {node.start_mark.line + 1}: a value is not what it looks '
+                              'like; put it in quotes if it is text') from error
 
 
 def _replace_variables(text: str, line: int) -> str:

@@ -69,7 +69,7 @@ class AddressBookService:
         if self._ping is None or (self._ping.done()
                                   and now - self._pinged_at >= self.config['readiness']['cache']):
             self._ping, self._pinged_at = asyncio.create_task(self._store_answers()), now
-        return await asyncio.shield(self._ping)
+        return await asyncio.shield(self._ping) and self._wanted
 
     async def _store_answers(self) -> bool:
         try:
@@ -127,8 +127,16 @@ class AddressBookService:
         :param after: start behind this id.
         :param limit: at most so many entries.
         """
-        async for nickname, entry in self.addr_db.read_all_addresses(after, limit):
-            yield nickname, entry.to_api_dm()
+        entries = self.addr_db.read_all_addresses(after, limit)
+        async with contextlib.aclosing(entries):
+            while (found := await self._next(entries)) is not None:
+                nickname, entry = found
+                yield nickname, entry.to_api_dm()
+
+    async def _next(self, entries: AsyncIterator[tuple[str, AddressEntry]]
+                    ) -> tuple[str, AddressEntry] | None:
+        async with self._deadline():
+            return await anext(entries, None)
 
     @contextlib.asynccontextmanager
     async def _deadline(self) -> AsyncIterator[None]:

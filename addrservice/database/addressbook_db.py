@@ -14,7 +14,7 @@ import logging
 import re
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import NamedTuple
 
 from addrservice.datamodel import AddressEntry
@@ -145,7 +145,7 @@ class AbstractAddressBookDB(ABC):
         """
 
     async def read_all_addresses(self, after: str | None = None, limit: int | None = None
-                                 ) -> AsyncIterator[tuple[str, AddressEntry]]:
+                                 ) -> AsyncGenerator[tuple[str, AddressEntry], None]:
         """Name and entry, one after the other, in the order of the names'
         code points.
 

@@ -41,9 +41,13 @@ T = TypeVar('T')
 SUFFIX = '.json'
 TEMPORARY_PREFIX = '.tmp-'
 IN_USE_NAME = '.in-use'
+GATE_NAME = '.gate'
 THREADS = 8
 NAMES_AT_ONCE = 10_000
 """Names that a listing holds in memory; each such batch reads the folder once."""
+
+MAX_RECORD_SIZE = 64 * 1024 * 1024
+"""Bytes; four times the largest body that can be configured, as escapes take room."""
 
 LOCK_TIMEOUT = 2.0
 """Seconds to wait for another process that is replacing or deleting."""
@@ -163,15 +167,19 @@ class FileAddressBookDB(AbstractAddressBookDB):
                 raise AddressExists('This id is taken') from None
             try:
                 self._sync_folder()
-            except OSError:
-                self._take_back(temporary, path)
+            except OSError as error:
+                self._take_back(temporary, path, error)
                 raise
 
-    def _take_back(self, temporary: Path, path: Path) -> None:
+    def _take_back(self, temporary: Path, path: Path, reason: OSError) -> None:
         """Removes an entry that may not last, unless others have built on it."""
-        with self._lock(fcntl.LOCK_EX):
-            if os.path.samefile(temporary, path):
-                os.unlink(path)
+        try:
+            with self._lock(fcntl.LOCK_EX):
+                if os.path.samefile(temporary, path):
+                    os.unlink(path)
+        except OSError as error:
+            raise StorageError('The entry was made, but may not last',
+                               f'{reason}; {error}') from reason
 
     def _read(self, nickname: str) -> Record:
         path = self._path(nickname)
@@ -259,8 +267,13 @@ class FileAddressBookDB(AbstractAddressBookDB):
     def _lock(self, mode: int) -> Iterator[None]:
         """Keeps other threads and processes from replacing and deleting; with
         LOCK_EX also from reading names."""
+        deadline = time.monotonic() + LOCK_TIMEOUT
         with _opened(self.folder) as folder:
-            _lock_within(folder, mode, LOCK_TIMEOUT)
+            # Who waits for the lock keeps the gate closed behind him: else readers
+            # of names, who share the lock, could keep a write waiting for ever.
+            with _opened(self.folder / GATE_NAME, os.O_CREAT) as gate:
+                _lock_until(gate, fcntl.LOCK_EX, deadline)
+                _lock_until(folder, mode, deadline)
             yield  # closing unlocks
 
     def _sync_folder(self) -> None:
@@ -275,17 +288,16 @@ class FileAddressBookDB(AbstractAddressBookDB):
 
 
 @contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _opened(path: Path, flags: int = os.O_DIRECTORY) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | flags, 0o600)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _lock_within(descriptor: int, mode: int, seconds: float) -> None:
+def _lock_until(descriptor: int, mode: int, deadline: float) -> None:
     """:raises BlockingIOError: somebody else kept the lock for so long."""
-    deadline = time.monotonic() + seconds
     while True:
         try:
             return fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
@@ -301,7 +313,10 @@ def _read_text(path: Path) -> str:
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, 'Not a regular file')
-        return file.read().decode('utf-8', 'surrogateescape')
+        text = file.read(MAX_RECORD_SIZE + 1)
+    if len(text) > MAX_RECORD_SIZE:
+        raise OSError(errno.EFBIG, 'Larger than any entry')
+    return text.decode('utf-8', 'surrogateescape')
 
 
 def _unreadable(path: Path, error: OSError) -> UnreadableRecord:

@@ -101,6 +101,13 @@ class BaseRequestHandler(tornado.web.RequestHandler):
                          if getattr(cls, method.lower())
                          is not getattr(tornado.web.RequestHandler, method.lower()))
 
+    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+        """A part of the path as text; called by Tornado."""
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise HTTPError(400, 'The path is not UTF-8') from error
+
     def read_json(self) -> Any:
         """The document in the request's body.
 
@@ -226,12 +233,12 @@ class DefaultRequestHandler(ErrorRequestHandler):
 def log_request(handler: tornado.web.RequestHandler) -> None:
     """Reports the end of a request; Tornado calls it once for each."""
     assert isinstance(handler, BaseRequestHandler)
-    event = handler.event
+    event, connection = handler.event, handler.request.connection
     event.status = event.status or handler.get_status()
-    if handler.hung_up:
+    if handler.hung_up or (getattr(connection, 'undelivered', False) and event.status < 500):
         event.status, event.reason = 499, CLIENT_CLOSED_REQUEST
     event.time_ms = round(1000 * handler.request.request_time(), 3)
-    event.body_bytes_sent = getattr(handler.request.connection, 'body_bytes_sent', None)
+    event.body_bytes_sent = getattr(connection, 'body_bytes_sent', None)
     handler.telemetry.ended(event)
 
 

@@ -13,15 +13,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import itertools
 import logging
+import re
 import socket
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tornado import httputil
-from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
+from tornado.iostream import IOStream, StreamClosedError
 from tornado.tcpserver import TCPServer
 from tornado.web import Application, HTTPError
 
@@ -32,9 +35,13 @@ READ_SIZE = 64 * 1024
 MAX_CHUNK_LINE = 4 * 1024
 MAX_TRAILER_LINES = 100
 LINGER_SECONDS = 2.0
-LINGER_BYTES = 1024 * 1024
+TCP_INFO_SIZE = 128
+TCP_INFO_BYTES_ACKED = 120
+"""Offset of ``tcpi_bytes_acked`` in ``struct tcp_info`` of linux/tcp.h."""
+
 IDLE_GRACE = 1.0
-"""Seconds of a drain in which a client may still use an idle connection."""
+"""Seconds of a drain, or of a connection made during it, in which a client may
+still use an idle connection."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Refuse = Callable[[httputil.HTTPServerRequest, HTTPError], httputil.HTTPMessageDelegate]
@@ -82,19 +89,45 @@ class HTTPServer(TCPServer):
         self.logger = logger
         self.draining = False
         self.connections: set[ClientConnection] = set()
+        self._listening: list[socket.socket] = []
+        self._last: set[asyncio.Future[None]] = set()
         self._refused_at = self._drained_at = float('-inf')
 
-    async def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
+    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]
+                      ) -> Coroutine[Any, Any, None] | None:
         """Serves one connection to its end; called by Tornado."""
         if len(self.connections) >= self.limits.max_connections:
             self._refuse_connection(stream, address[0])
-            return
+            return None
         connection = ClientConnection(self, stream, address[0])
+        # Known from now on, not from when its task first runs: a drain waits for it.
         self.connections.add(connection)
+        return self._serve(connection)
+
+    async def _serve(self, connection: ClientConnection) -> None:
         try:
             await connection.serve()
         finally:
             self.connections.discard(connection)
+
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        """Accepts connections on these listening sockets until `stop`."""
+        self._listening = list(sockets)
+        super().add_sockets(self._listening)
+
+    def stop(self) -> None:
+        """Accepts no more connections but those that the system has accepted
+        for us: closing the socket breaks them, and what was sent on them."""
+        spares = [listening.dup() for listening in self._listening]
+        self._listening = []
+        super().stop()
+        for connection, address in (last for spare in spares for last in accept_last(spare)):
+            stream = IOStream(connection, max_buffer_size=self.max_buffer_size,
+                              read_chunk_size=self.read_chunk_size)
+            if serving := self.handle_stream(stream, address):
+                task = asyncio.ensure_future(serving)
+                self._last.add(task)
+                task.add_done_callback(self._last.discard)
 
     def drain(self) -> None:
         """From now on every answer closes its connection."""
@@ -106,8 +139,8 @@ class HTTPServer(TCPServer):
         its answer; an idle one is closed after a moment in which its client
         may still use it."""
         while self.connections:
-            if time.monotonic() >= self._drained_at + IDLE_GRACE:
-                for connection in tuple(self.connections):
+            for connection in tuple(self.connections):
+                if time.monotonic() >= max(self._drained_at, connection.made_at) + IDLE_GRACE:
                     connection.close_if_idle()
             await asyncio.sleep(0.02)
 
@@ -125,6 +158,17 @@ class HTTPServer(TCPServer):
                          reason='Too many connections')
 
 
+def accept_last(listening: socket.socket) -> list[tuple[socket.socket, tuple[Any, ...]]]:
+    """Accepts what waits, and closes the socket so soon that nothing comes in between."""
+    accepted = []
+    try:
+        while True:
+            accepted.append(listening.accept())
+    except OSError:
+        listening.close()
+    return accepted
+
+
 class Exchange(httputil.HTTPConnection):
     """One request's way out: what its handler writes the answer to."""
 
@@ -135,6 +179,8 @@ class Exchange(httputil.HTTPConnection):
         self.request_start_line = httputil.RequestStartLine('-', '-', 'HTTP/1.0')
         self.close_after = True
         self.body_bytes_sent = 0
+        self.undelivered = False
+        """Whether the connection was closed before the answer was out."""
         self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._chunked = False
         self._last_write: asyncio.Future[None] | None = None
@@ -164,6 +210,10 @@ class Exchange(httputil.HTTPConnection):
             self.end()
         else:
             self._last_write.add_done_callback(lambda _: self.end())
+
+    def send_continue(self) -> None:
+        """Tells the client to send the body (RFC 9110 section 15.2.1)."""
+        self._send(b'HTTP/1.1 100 Continue\r\n\r\n')
 
     def end(self) -> None:
         """The connection may go on to its next request."""
@@ -202,6 +252,7 @@ class Exchange(httputil.HTTPConnection):
         try:
             self._last_write = self.stream.write(data)
         except StreamClosedError as error:
+            self.undelivered = True
             self._last_write = asyncio.get_running_loop().create_future()
             self._last_write.set_exception(error)
             self._last_write.exception()  # nobody needs to look at it
@@ -209,10 +260,70 @@ class Exchange(httputil.HTTPConnection):
             self._cut_off_if_stalled(self._last_write)
         return self._last_write
 
-    def _cut_off_if_stalled(self, write: asyncio.Future[None]) -> None:
-        timer = asyncio.get_running_loop().call_later(
-            self.server.limits.write_timeout, self.stream.close)
-        write.add_done_callback(lambda _: timer.cancel())
+    def _cut_off_if_stalled(self, write: asyncio.Future[None], acknowledged: int = -1) -> None:
+        """Closes the connection if its client takes nothing for a whole time-out."""
+        now_acknowledged = bytes_acknowledged(self.stream)
+        if now_acknowledged == acknowledged:
+            self.stream.close()
+        if not write.done():
+            timer = asyncio.get_running_loop().call_later(
+                self.server.limits.write_timeout, self._cut_off_if_stalled, write,
+                now_acknowledged)
+            write.add_done_callback(lambda _: timer.cancel())
+
+
+class Input:
+    """What a client sends: taken in pieces that the reader asks for.
+
+    A stream could look for the end of a header, too, but closes the connection
+    when that does not come; here there is somebody left to be told.
+    """
+
+    def __init__(self, stream: IOStream) -> None:
+        self.stream = stream
+        self.buffer = bytearray()
+
+    async def wait(self) -> None:
+        """Returns when there is something to take.
+
+        :raises StreamClosedError: there never will be.
+        """
+        if not self.buffer:
+            await self._receive()
+
+    async def take_until(self, end: re.Pattern[bytes], max_size: int) -> bytes:
+        """Takes everything up to what the pattern matches, and that.
+
+        :raises OverflowError: there is no match in so many bytes.
+        """
+        searched = 0
+        while (match := end.search(self.buffer, searched)) is None:
+            if len(self.buffer) > max_size:
+                raise OverflowError
+            searched = max(0, len(self.buffer) - 3)  # a match may have begun
+            await self._receive()
+        return self._take(match.end())
+
+    async def take(self, size: int) -> bytes:
+        """Takes so many bytes."""
+        while len(self.buffer) < size:
+            await self._receive()
+        return self._take(size)
+
+    async def discard_all(self) -> None:
+        """Takes and forgets whatever comes, until the client closes."""
+        while True:
+            self.buffer.clear()
+            await self._receive()
+            await asyncio.sleep(0)  # others have their turn, however fast it comes
+
+    async def _receive(self) -> None:
+        self.buffer += await self.stream.read_bytes(READ_SIZE, partial=True)
+
+    def _take(self, size: int) -> bytes:
+        taken = bytes(self.buffer[:size])
+        del self.buffer[:size]
+        return taken
 
 
 class ClientConnection:
@@ -222,17 +333,19 @@ class ClientConnection:
         self.server = server
         self.limits = server.limits
         self.stream = stream
+        self.input = Input(stream)
         self.ip = ip
         self.idle = True
+        self.made_at = time.monotonic()
 
     async def serve(self) -> None:
         """Returns when the connection is closed."""
         self.stream.set_nodelay(True)
         try:
-            while first := await self._first_byte():
+            while await self._next_request():
                 exchange = Exchange(self.server, self.stream, Peer(self.ip))
-                await self._answer(first, exchange)
-                if exchange.close_after:
+                await self._answer(exchange)
+                if exchange.close_after or self.stream.closed():
                     break
         finally:
             self.stream.close()
@@ -249,21 +362,22 @@ class ClientConnection:
         except OSError:
             return False
 
-    async def _first_byte(self) -> bytes:
-        """Waits for the next request; empty when none comes."""
+    async def _next_request(self) -> bool:
+        """Waits for the first bytes of the next request; False if none come."""
         self.idle = True
         try:
             async with asyncio.timeout(self.limits.idle_timeout):
-                return await self.stream.read_bytes(1)
+                await self.input.wait()
+            return True
         except (TimeoutError, StreamClosedError):
-            return b''
+            return False
         finally:
             self.idle = False
 
-    async def _answer(self, first: bytes, exchange: Exchange) -> None:
-        reader = RequestReader(self.stream, self.limits, exchange)
+    async def _answer(self, exchange: Exchange) -> None:
+        reader = RequestReader(self.input, self.limits, exchange)
         try:
-            request = await reader.read(first)
+            request = await reader.read()
             delegate: httputil.HTTPMessageDelegate = self.server.application.find_handler(request)
         except HTTPError as error:
             exchange.close_after = True
@@ -296,16 +410,14 @@ class ClientConnection:
         with contextlib.suppress(OSError, TimeoutError):
             self.stream.socket.shutdown(socket.SHUT_WR)
             async with asyncio.timeout(LINGER_SECONDS):
-                left = LINGER_BYTES
-                while left > 0:
-                    left -= len(await self.stream.read_bytes(READ_SIZE, partial=True))
+                await self.input.discard_all()
 
 
 class RequestReader:
-    """Reads one request from a stream."""
+    """Reads one request."""
 
-    def __init__(self, stream: IOStream, limits: Limits, exchange: Exchange) -> None:
-        self.stream = stream
+    def __init__(self, source: Input, limits: Limits, exchange: Exchange) -> None:
+        self.input = source
         self.limits = limits
         self.exchange = exchange
         self.request = _request(exchange, httputil.HTTPHeaders())
@@ -313,16 +425,15 @@ class RequestReader:
         self.unread_input = True
         """Whether the client may be sending something that nobody will read."""
 
-    async def read(self, first: bytes) -> httputil.HTTPServerRequest:
+    async def read(self) -> httputil.HTTPServerRequest:
         """Reads a request whole, with its body inflated.
 
-        :param first: its first byte.
         :raises HTTPError: it is refused; 408 when it does not come in time,
             499 when the client hangs up in its middle.
         """
         try:
             async with asyncio.timeout(self.limits.header_timeout):
-                data = await self._read_head(first)
+                data = await self._read_head()
             self._understand_head(data)
             async with asyncio.timeout(self.limits.body_timeout):
                 body = await self._read_body()
@@ -334,21 +445,24 @@ class RequestReader:
         self.request.body = self._decoded(body)
         return self.request
 
-    async def _read_head(self, first: bytes) -> bytes:
-        if not framing.can_start_request(first):
+    async def _read_head(self) -> bytes:
+        await self.input.wait()
+        if not framing.can_start_request(bytes(self.input.buffer[:1])):
             raise HTTPError(400, 'This is not HTTP/1.1')
         try:
-            return first + await self.stream.read_until_regex(
-                rb'\r?\n\r?\n', max_bytes=self.limits.max_header_size + READ_SIZE)
-        except StreamClosedError as error:
-            if isinstance(error.real_error, UnsatisfiableReadError):
-                raise HTTPError(431, 'The header is too large') from error
-            raise
+            return await self.input.take_until(framing.END_OF_HEAD, self.limits.max_header_size)
+        except OverflowError as error:
+            start = bytes(self.input.buffer[:framing.MAX_TARGET_LENGTH])
+            self._guess_start_line(start)
+            raise HTTPError(431, 'The header is too large') from error
+
+    def _guess_start_line(self, data: bytes) -> None:
+        start_line = self.exchange.request_start_line = framing.likely_start_line(data)
+        self.request.method, self.request.uri, _ = start_line
 
     def _understand_head(self, data: bytes) -> None:
         exchange = self.exchange
-        exchange.request_start_line = framing.likely_start_line(data)
-        self.request.method, self.request.uri, _ = exchange.request_start_line
+        self._guess_start_line(data)
         start_line, headers = framing.parse_head(data, self.limits.max_header_size)
         exchange.request_start_line = start_line
         exchange.context = Peer(client_ip(exchange.context.remote_ip, headers,
@@ -364,25 +478,32 @@ class RequestReader:
         self._invite_body()
         if length is None:
             return await self._read_chunked()
-        return await self.stream.read_bytes(length)
+        return await self.input.take(length)
 
     def _invite_body(self) -> None:
         """Sends the 100 that a client may wait for (RFC 9110 section 10.1.1)."""
+        if self.request.version == 'HTTP/1.0':
+            return
         expectation = self.request.headers.get('Expect', '').lower()
         if expectation == '100-continue':
-            self.stream.write(b'HTTP/1.1 100 Continue\r\n\r\n')
+            self.exchange.send_continue()
         elif expectation:
             raise HTTPError(417, 'The only expectation that is met is 100-continue')
 
     async def _read_chunked(self) -> bytes:
         body = bytearray()
-        while size := framing.parse_chunk_size(await self._read_line()):
+        for count in itertools.count():
+            size = framing.parse_chunk_size(await self._read_line())
+            if size == 0:
+                await self._skip_trailers()
+                return bytes(body)
             self._require_body_within_limit(len(body) + size)
-            body += await self.stream.read_bytes(size)
-            if await self.stream.read_bytes(2) != b'\r\n':
+            body += await self.input.take(size)
+            if await self.input.take(2) != b'\r\n':
                 raise HTTPError(400, 'A chunk is longer than its size says')
-        await self._skip_trailers()
-        return bytes(body)
+            if count % 100 == 0:
+                await asyncio.sleep(0)  # others have their turn, however small the chunks are
+        raise AssertionError('counting has no end')
 
     async def _skip_trailers(self) -> None:
         for _ in range(MAX_TRAILER_LINES):
@@ -395,11 +516,9 @@ class RequestReader:
 
     async def _read_line(self) -> bytes:
         try:
-            return await self.stream.read_until(b'\n', max_bytes=MAX_CHUNK_LINE)
-        except StreamClosedError as error:
-            if isinstance(error.real_error, UnsatisfiableReadError):
-                raise HTTPError(400, 'A line in the chunked body is too long') from error
-            raise
+            return await self.input.take_until(framing.END_OF_LINE, MAX_CHUNK_LINE)
+        except OverflowError as error:
+            raise HTTPError(400, 'A line in the chunked body is too long') from error
 
     def _require_body_within_limit(self, length: int) -> None:
         if length > self.limits.max_body_size:
@@ -412,6 +531,15 @@ class RequestReader:
             return body
         del self.request.headers['Content-Encoding']
         return framing.inflate(body, self.limits.max_body_size)
+
+
+def bytes_acknowledged(stream: IOStream) -> int:
+    """How many bytes the client's side has taken, where the system tells (Linux
+    does); else 0. A stream tells only when its last byte has left."""
+    if stream.closed() or not hasattr(socket, 'TCP_INFO'):
+        return 0
+    info = stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
+    return int.from_bytes(info[TCP_INFO_BYTES_ACKED:TCP_INFO_BYTES_ACKED + 8], sys.byteorder)
 
 
 def client_ip(peer: str, headers: httputil.HTTPHeaders, trusted: Sequence[Network]) -> str:

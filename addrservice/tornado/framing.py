@@ -16,6 +16,8 @@ from tornado.web import HTTPError
 
 MAX_HEADER_FIELDS = 100
 MAX_TARGET_LENGTH = 8 * 1024
+END_OF_HEAD = re.compile(rb'\r?\n\r?\n')
+END_OF_LINE = re.compile(rb'\n')
 
 _STRAY_LINE_BREAK = re.compile(rb'(?<!\r)\n|\r(?!\n)|\0')
 _FIRST_BYTE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z\r]")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from pathlib import Path
 
 if __name__ == '__main__':
-    # Run as a script this folder is the first on the path: the package would
-    # not be found, and modules here could hide libraries of the same name.
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
     # Told to stop while still importing: there is nothing to stop yet.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
+    # Run as a script this folder is the first on the path: the package would
+    # not be found, and modules here could hide libraries of the same name.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import argparse
 import asyncio
+import contextlib
 import errno
 import ipaddress
 import logging
@@ -29,8 +29,8 @@ from typing import Any
 import yaml
 from tornado.netutil import bind_sockets
 
-from addrservice import LOGGER_NAME, ROOT_DIR, __version__
-from addrservice.config import Config, load_config, mask_secrets
+from addrservice import ROOT_DIR, __version__
+from addrservice.config import Config, load_config, printable
 from addrservice.errors import ConfigError
 from addrservice.tornado.app import make_addrservice_app
 from addrservice.tornado.connection import HTTPServer, Limits, Network
@@ -41,6 +41,11 @@ DEFAULT_CONFIG = ROOT_DIR / 'configs' / 'addressbook-local.yaml'
 SPARE_DESCRIPTORS = 64
 """File descriptors beside those of connections: logs, the store, the loop."""
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+CUT_OFF_SECONDS = 1.0
+"""For requests that were cut off to end in the log."""
+
 DEFAULT_LOGGING: Config = {
     'version': 1,
     'disable_existing_loggers': False,
@@ -48,7 +53,6 @@ DEFAULT_LOGGING: Config = {
         '()': 'addrservice.utils.logutils.LogfmtFormatter',
         'fmt': 'time="%(asctime)s" logger="%(name)s" level="%(levelname)s" %(message)s'}},
     'handlers': {'console': {'class': 'logging.StreamHandler', 'formatter': 'logfmt'}},
-    'loggers': {LOGGER_NAME: {'level': 'INFO'}},
     'root': {'level': 'WARNING', 'handlers': ['console']},
 }
 
@@ -82,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         configure_logging(config)
         server = Server(config, args.debug)
         if args.check_config:
-            print(yaml.safe_dump(mask_secrets(config), sort_keys=False), end='')
+            print(yaml.safe_dump(printable(config), sort_keys=False), end='')
             return 0
         asyncio.run(server.run())
         return 0
@@ -98,7 +102,8 @@ def configure_logging(config: Config) -> None:
 
     :raises ConfigError: `logging.config` cannot make anything of it.
     """
-    section = config.get('logging', DEFAULT_LOGGING)
+    default = {**DEFAULT_LOGGING, 'loggers': {config['service']['logger']: {'level': 'INFO'}}}
+    section = config.get('logging', default)
     try:
         # The loggers that exist, asyncio's among them, have things to say.
         logging.config.dictConfig({'disable_existing_loggers': False, **section})
@@ -128,19 +133,19 @@ class Server:
         """
         self._catch_signals()
         sockets = self._bind()
-        self._log('STARTING', port=sockets[0].getsockname()[1])
         try:
             # Probes are answered before the store is open: alive, not ready.
             self.http.add_sockets(sockets)
             await self._start_service()
+            self._log('STARTING', port=sockets[0].getsockname()[1])
             await self.stopping.wait()
             self._log('SHUTTING DOWN')
             await self._drain()
         finally:
-            self.http.stop()
-            self.http.close_connections()
-            await self.service.stop()
-            self._log('STOPPED')
+            await self._close()
+        # Nothing is left to stop: a signal from here on must not spoil the status.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        self._log('STOPPED')
 
     async def _start_service(self) -> None:
         starting = asyncio.create_task(self.service.start())
@@ -165,21 +170,30 @@ class Server:
                 await self.http.until_drained()
                 await self.app.telemetry.until_idle()
         except TimeoutError:
-            self._log('DRAIN TIMED OUT', in_flight=self.app.telemetry.in_flight)
+            self._log('DRAIN TIMED OUT', connections=len(self.http.connections))
+
+    async def _close(self) -> None:
+        self.http.stop()
+        self.http.close_connections()
+        # What was cut off still has its line to write.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CUT_OFF_SECONDS):
+                await self.http.until_drained()
+                await self.app.telemetry.until_idle()
+        await self.service.stop()
 
     def _bind(self) -> list[socket.socket]:
         host, port = self.config['server']['host'], self.config['server']['port']
         try:
             return bind_sockets(port, address=host)
-        except OSError as error:
-            is_hosts_fault = (isinstance(error, socket.gaierror)
-                              or error.errno == errno.EADDRNOTAVAIL)
-            key = 'host' if is_hosts_fault else 'port'
+        except (OSError, UnicodeError) as error:
+            is_ports_fault = getattr(error, 'errno', None) in (errno.EADDRINUSE, errno.EACCES)
+            key = 'port' if is_ports_fault else 'host'
             raise ConfigError(f'server.{key}: cannot listen on {host} port {port}: '
-                              f'{error.strerror}') from error
+                              f'{getattr(error, "strerror", "not a host name")}') from error
 
     def _catch_signals(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
 
     def _on_signal(self) -> None:

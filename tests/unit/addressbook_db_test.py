@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -205,9 +206,9 @@ class FileStore(Store):
         return (self.folder / f'{nickname}.json').read_text('utf-8').removesuffix('\n')
 
     async def nicknames(self) -> list[str]:
-        files = Path(self._parent.name).rglob('*')
-        return sorted(str(file.relative_to(self.folder)).removesuffix('.json') for file in files
-                      if file != self.folder and file.name != '.in-use')
+        # Also what should not be there; the marks of those who use the folder may be.
+        files = set(Path(self._parent.name).rglob('*')) - {self.folder, *self.folder.glob('.[!t]*')}
+        return sorted(os.path.relpath(file, self.folder).removesuffix('.json') for file in files)
 
     def close(self) -> None:
         self._parent.cleanup()

@@ -328,8 +328,14 @@ class BrokenFileTest(ConfigTest):
     def test_values_that_look_like_a_date_or_a_number_and_are_none_are_refused(self) -> None:
         for value in ('2020-13-45', '2020-02-30 25:61:61', '!!int abc', '!!float x', '!!bool x',
                       '!!timestamp x', '9' * 5000):
-            with self.subTest(value=value), self.refused('line 2'):
-                self.name_in(value)
+            with self.subTest(value=value):
+                with self.refused('line 2'):
+                    self.name_in(value)
+
+    def test_a_value_that_is_not_what_it_looks_like_is_not_repeated(self) -> None:
+        with self.assertRaises(ConfigError) as caught:
+            self.name_in('${PASSWORD}', PASSWORD='2020-13-45')
+        self.assertNotIn('2020-13-45', str(caught.exception))
 
     def test_yaml_that_is_nested_too_deeply_is_refused(self) -> None:
         with self.refused('YAML'):
@@ -478,7 +484,8 @@ class MaskTest(unittest.TestCase):
                 self.assertEqual(mask_secrets(dsn.format(SECRET)), dsn.format('***'))
 
     def test_what_is_no_secret_stays_as_it_is(self) -> None:
-        for value in (*PUBLIC, 5, 1.5, True, None, [], {}, list(PUBLIC)):
+        values: tuple[object, ...] = (*PUBLIC, 5, 1.5, True, None, [], {}, list(PUBLIC))
+        for value in values:
             with self.subTest(value=value):
                 self.assertEqual(mask_secrets({'x': value}), {'x': value})
 

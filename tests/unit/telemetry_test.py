@@ -1,0 +1,124 @@
+"""Every request is counted while it is under way, and ends in one line that tells all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import unittest
+from pathlib import Path
+from typing import Any
+
+if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tornado.httputil import HTTPHeaders
+
+from addrservice.tornado.telemetry import RequestEvent, Telemetry, request_id
+from addrservice.utils.logutils import clear_log_context, set_log_context
+from tests.support import parse_logfmt, quiet_logger
+
+SANE_IDS = ('x', 'a' * 64, 'e6cd3072530f46b9932946fd65a13779', 'Az09._:-')
+STRANGE_IDS = ('', ' ', 'a' * 65, 'a b', 'a"b', 'a=b', 'a,b', 'é', 'a\x1f', '../x', '<x>', '\\n')
+
+
+def make_event(status: int = 0, **fields: Any) -> RequestEvent:
+    return RequestEvent(**{
+        'req_id': 'id', 'method': 'GET', 'uri': '/', 'ip': '127.0.0.1', 'route': None,
+        'is_probe': False, 'status': status, **fields})
+
+
+class RequestIdTest(unittest.TestCase):
+    def test_a_sane_id_is_taken_over(self) -> None:
+        for given in SANE_IDS:
+            with self.subTest(given=given):
+                self.assertEqual(request_id(HTTPHeaders({'X-Request-ID': given})), given)
+
+    def test_in_place_of_a_strange_id_or_none_a_new_one_is_made(self) -> None:
+        made = {request_id(HTTPHeaders({'X-Request-ID': given})) for given in STRANGE_IDS}
+        made.add(request_id(HTTPHeaders()))
+        self.assertEqual(len(made), len(STRANGE_IDS) + 1)
+        for req_id in made:
+            self.assertRegex(req_id, r'\A[0-9a-f]{32}\Z')
+
+    def test_two_ids_at_once_are_none(self) -> None:
+        headers = HTTPHeaders()
+        headers.add('X-Request-ID', 'a')
+        headers.add('X-Request-ID', 'b')
+        self.assertRegex(request_id(headers), r'\A[0-9a-f]{32}\Z')
+
+
+class LineTest(unittest.TestCase):
+    def line(self, event: RequestEvent, debug: bool = False) -> tuple[str, dict[str, Any]]:
+        """Level and fields of the one line that the end of a request writes."""
+        with self.assertLogs('telemetry_test', logging.DEBUG) as logs:
+            Telemetry(logging.getLogger('telemetry_test'), 1, debug).ended(event)
+        record, = logs.records
+        return record.levelname, parse_logfmt(record.getMessage())
+
+    def test_the_level_follows_from_status_and_probe(self) -> None:
+        for status, is_probe, level in (
+                (200, False, 'INFO'), (304, False, 'INFO'), (399, False, 'INFO'),
+                (400, False, 'WARNING'), (499, False, 'WARNING'), (500, False, 'ERROR'),
+                (503, False, 'ERROR'), (200, True, 'DEBUG'), (404, True, 'WARNING'),
+                (503, True, 'ERROR')):
+            with self.subTest(status=status, is_probe=is_probe):
+                event = make_event(status, is_probe=is_probe)
+                self.assertEqual(self.line(event)[0], level)
+
+    def test_what_is_not_known_is_left_out(self) -> None:
+        self.assertEqual(list(self.line(make_event(200))[1]), [
+            'req_id', 'method', 'uri', 'ip', 'message', 'status', 'time_ms'])
+
+    def test_the_trace_of_a_fault_is_one_line_and_that_of_a_refusal_is_for_debug(self) -> None:
+        for status, debug, is_traced in (
+                (500, False, True), (500, True, True), (404, False, False), (404, True, True)):
+            with self.subTest(status=status, debug=debug):
+                _, fields = self.line(make_event(status, error=ValueError('a\nb')), debug)
+                self.assertEqual(fields.get('trace'), 'ValueError: a\nb' if is_traced else None)
+
+    def test_the_line_is_the_requests_own_whatever_context_it_is_written_in(self) -> None:
+        self.addCleanup(clear_log_context)
+        set_log_context(req_id='another', user='somebody')
+        _, fields = self.line(make_event(200))
+        self.assertEqual(fields['req_id'], 'id')
+        self.assertNotIn('user', fields)
+
+
+class CountTest(unittest.TestCase):
+    def setUp(self) -> None:
+        self.telemetry = Telemetry(quiet_logger(), max_in_flight=2)
+
+    def begin(self, count: int, is_probe: bool = False) -> list[RequestEvent]:
+        events = [make_event(is_probe=is_probe) for _ in range(count)]
+        for event in events:
+            self.telemetry.began(event)
+        return events
+
+    def test_more_requests_than_may_be_under_way_are_too_many(self) -> None:
+        self.begin(2)
+        self.assertFalse(self.telemetry.is_overloaded())
+        last, = self.begin(1)
+        self.assertTrue(self.telemetry.is_overloaded())
+        self.telemetry.ended(last)
+        self.assertFalse(self.telemetry.is_overloaded())
+
+    def test_probes_are_never_too_many(self) -> None:
+        self.begin(3, is_probe=True)
+        self.assertFalse(self.telemetry.is_overloaded())
+
+    def test_it_is_idle_when_the_last_request_and_the_last_probe_have_ended(self) -> None:
+        async def end_all() -> None:
+            events = self.begin(1) + self.begin(1, is_probe=True)
+            idle = asyncio.create_task(self.telemetry.until_idle())
+            for event in events:
+                await asyncio.sleep(0.05)
+                self.assertFalse(idle.done())
+                self.telemetry.ended(event)
+            await asyncio.wait_for(idle, 5)
+
+        asyncio.run(end_all())
+
+
+if __name__ == '__main__':
+    unittest.main()
