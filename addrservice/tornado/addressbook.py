@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator
 
-from addrservice.tornado.base import BaseRequestHandler, to_json
+from addrservice.tornado.base import BaseRequestHandler
+from addrservice.tornado.json_body import to_json
 
 BUFFER_SIZE = 64 * 1024
 """Characters of a listing that are sent as one piece. A listing that fits one

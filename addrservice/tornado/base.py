@@ -8,18 +8,16 @@ import logging
 import random
 import sys
 from collections.abc import Mapping
-from decimal import Decimal
 from types import TracebackType
 from typing import Any
 
 import tornado.web
-from tornado import httputil
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 
 from addrservice import errors
-from addrservice.errors import InvalidJSON
 from addrservice.service import AddressBookService
+from addrservice.tornado.json_body import parse_json, require_json_type, to_json
 from addrservice.tornado.telemetry import RequestEvent, Telemetry, request_id
 from addrservice.utils import logutils
 
@@ -33,10 +31,6 @@ STATUS_OF: Mapping[type[BaseException], int] = {
 }
 """The HTTP status of each error; for a class that is not here its base class
 decides, and what has none is a fault of ours: 500."""
-
-JSON_TYPES = ('', 'application/json', 'application/x-www-form-urlencoded')
-"""Media types that are read as JSON: none, the right one, and what `curl -d`
-says of any data; that is never parsed as a form."""
 
 RENAMED_PHRASES = {413: 'Content Too Large', 414: 'URI Too Long'}
 """Reason phrases that RFC 9110 (section 15.5) has changed since Python learnt them."""
@@ -254,74 +248,3 @@ def detail_of(error: BaseException | None) -> str | None:
     if isinstance(error, HTTPError):
         return error.get_message()
     return None
-
-
-def require_json_type(headers: httputil.HTTPHeaders) -> None:
-    """:raises HTTPError: 415, the body is neither JSON nor may be read as such."""
-    media_type, *parameters = headers.get('Content-Type', '').lower().split(';')
-    if media_type.strip() not in JSON_TYPES:
-        raise HTTPError(415, 'The Content-Type must be application/json')
-    charsets = [value.strip(' "') for name, _, value in
-                (parameter.partition('=') for parameter in parameters)
-                if name.strip() == 'charset']
-    if charsets not in ([], ['utf-8']):
-        raise HTTPError(415, 'The charset must be UTF-8')
-    if headers.get('Content-Encoding', 'identity').lower() != 'identity':
-        raise HTTPError(415, 'The Content-Encoding must be gzip, or none')
-
-
-def parse_json(body: bytes) -> Any:
-    """The document that a body holds, with nothing lost.
-
-    Only what comes back as it went in is accepted: no member name twice (RFC
-    8259 section 4), no number that a double cannot hold exactly, no NaN or
-    Infinity. A BOM is refused, as are encodings other than UTF-8 (section 8.1).
-
-    :raises InvalidJSON: with what is wrong, and where.
-    """
-    try:
-        return json.loads(body.decode('utf-8'), object_pairs_hook=_object,
-                          parse_float=_number, parse_constant=_refuse_constant)
-    except InvalidJSON:
-        raise
-    except UnicodeDecodeError as error:
-        raise InvalidJSON(f'The body is not UTF-8 at byte {error.start}') from error
-    except json.JSONDecodeError as error:
-        raise InvalidJSON('The body is not JSON at line '
-                          f'{error.lineno}, column {error.colno}') from error
-    except RecursionError as error:
-        raise InvalidJSON('The document is nested too deeply') from error
-    except ValueError as error:
-        raise InvalidJSON('A number in the document is too long') from error
-
-
-def to_json(document: object) -> str:
-    """A document as the text of an answer."""
-    return json.dumps(document, ensure_ascii=False)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise InvalidJSON('A member name stands twice in one object')
-    return document
-
-
-def _number(text: str) -> float:
-    number = float(text)
-    if not _is_exact(number, text):
-        raise InvalidJSON('A number in the document cannot be kept exactly')
-    return number
-
-
-def _is_exact(number: float, text: str) -> bool:
-    if number == 0:
-        return not text.lstrip('-0.').rstrip('0123456789+-').rstrip('eE')
-    try:
-        return Decimal(repr(number)) == Decimal(text)
-    except ArithmeticError:  # infinite, or with an exponent beyond all bounds
-        return False
-
-
-def _refuse_constant(name: str) -> float:
-    raise InvalidJSON(f'{name} is not JSON')

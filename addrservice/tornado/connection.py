@@ -12,60 +12,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-import itertools
 import logging
-import re
 import socket
-import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
 
 from tornado import httputil
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.tcpserver import TCPServer
 from tornado.web import Application, HTTPError
 
-from addrservice.tornado import framing
+from addrservice.tornado.exchange import Exchange, Peer
+from addrservice.tornado.reader import READ_SIZE, Input, Limits, RequestReader
 from addrservice.utils import logutils
 
-READ_SIZE = 64 * 1024
-MAX_CHUNK_LINE = 4 * 1024
-MAX_TRAILER_LINES = 100
 LINGER_SECONDS = 2.0
-TCP_INFO_SIZE = 128
-TCP_INFO_BYTES_ACKED = 120
-"""Offset of ``tcpi_bytes_acked`` in ``struct tcp_info`` of linux/tcp.h."""
-
 IDLE_GRACE = 1.0
 """Seconds of a drain, or of a connection made during it, in which a client may
 still use an idle connection."""
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Refuse = Callable[[httputil.HTTPServerRequest, HTTPError], httputil.HTTPMessageDelegate]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one connection may cost; sizes in bytes, time-outs in seconds."""
-
-    max_connections: int
-    max_body_size: int
-    max_header_size: int
-    idle_timeout: float
-    header_timeout: float
-    body_timeout: float
-    write_timeout: float
-    trusted_proxies: Sequence[Network] = ()
-
-
-class Peer(NamedTuple):
-    """Who sent a request, as `HTTPServerRequest` wants to know it."""
-
-    remote_ip: str
-    protocol: str = 'http'
 
 
 class HTTPServer(TCPServer):
@@ -169,163 +136,6 @@ def accept_last(listening: socket.socket) -> list[tuple[socket.socket, tuple[Any
     return accepted
 
 
-class Exchange(httputil.HTTPConnection):
-    """One request's way out: what its handler writes the answer to."""
-
-    def __init__(self, server: HTTPServer, stream: IOStream, peer: Peer) -> None:
-        self.server = server
-        self.stream = stream
-        self.context = peer
-        self.request_start_line = httputil.RequestStartLine('-', '-', 'HTTP/1.0')
-        self.close_after = True
-        self.body_bytes_sent = 0
-        self.undelivered = False
-        """Whether the connection was closed before the answer was out."""
-        self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._chunked = False
-        self._last_write: asyncio.Future[None] | None = None
-        self._close_callback: Callable[[], None] | None = None
-
-    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
-        """The callback runs if the client hangs up before it has its answer."""
-        self._close_callback = callback
-
-    def write_headers(self, start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
-                      headers: httputil.HTTPHeaders, chunk: bytes | None = None
-                      ) -> asyncio.Future[None]:
-        assert isinstance(start_line, httputil.ResponseStartLine)
-        self._decide_framing(start_line.code, headers)
-        lines = [f'HTTP/1.1 {start_line.code} {start_line.reason}',
-                 *(f'{name}: {value}' for name, value in headers.get_all())]
-        head = '\r\n'.join([*lines, '', '']).encode('latin-1')
-        return self._send(head + self._framed(chunk or b''))
-
-    def write(self, chunk: bytes) -> asyncio.Future[None]:
-        return self._send(self._framed(chunk))
-
-    def finish(self) -> None:
-        if self._chunked:
-            self._send(b'0\r\n\r\n')
-        if self._last_write is None or self._last_write.done():
-            self.end()
-        else:
-            self._last_write.add_done_callback(lambda _: self.end())
-
-    def send_continue(self) -> None:
-        """Tells the client to send the body (RFC 9110 section 15.2.1)."""
-        self._send(b'HTTP/1.1 100 Continue\r\n\r\n')
-
-    def end(self) -> None:
-        """The connection may go on to its next request."""
-        if not self.answered.done():
-            self.answered.set_result(None)
-
-    def on_hang_up(self) -> None:
-        """The client has closed the connection; called by the stream."""
-        callback, self._close_callback = self._close_callback, None
-        if callback:
-            callback()
-        self.end()
-
-    def _decide_framing(self, status: int, headers: httputil.HTTPHeaders) -> None:
-        """How the client learns where the answer ends (RFC 9112 section 6)."""
-        method, _, version = self.request_start_line
-        has_body = method != 'HEAD' and status not in (204, 304)
-        ends_with_connection = has_body and 'Content-Length' not in headers
-        self._chunked = ends_with_connection and version != 'HTTP/1.0'
-        self.close_after |= self.server.draining or (ends_with_connection and not self._chunked)
-        if self._chunked:
-            headers['Transfer-Encoding'] = 'chunked'
-        if self.close_after:
-            headers['Connection'] = 'close'
-        elif version == 'HTTP/1.0':
-            headers['Connection'] = 'keep-alive'
-
-    def _framed(self, chunk: bytes) -> bytes:
-        if not self.stream.closed():
-            self.body_bytes_sent += len(chunk)
-        if self._chunked and chunk:
-            return b'%x\r\n%b\r\n' % (len(chunk), chunk)
-        return chunk
-
-    def _send(self, data: bytes) -> asyncio.Future[None]:
-        try:
-            self._last_write = self.stream.write(data)
-        except StreamClosedError as error:
-            self.undelivered = True
-            self._last_write = asyncio.get_running_loop().create_future()
-            self._last_write.set_exception(error)
-            self._last_write.exception()  # nobody needs to look at it
-        if not self._last_write.done():
-            self._cut_off_if_stalled(self._last_write)
-        return self._last_write
-
-    def _cut_off_if_stalled(self, write: asyncio.Future[None], acknowledged: int = -1) -> None:
-        """Closes the connection if its client takes nothing for a whole time-out."""
-        now_acknowledged = bytes_acknowledged(self.stream)
-        if now_acknowledged == acknowledged:
-            self.stream.close()
-        if not write.done():
-            timer = asyncio.get_running_loop().call_later(
-                self.server.limits.write_timeout, self._cut_off_if_stalled, write,
-                now_acknowledged)
-            write.add_done_callback(lambda _: timer.cancel())
-
-
-class Input:
-    """What a client sends: taken in pieces that the reader asks for.
-
-    A stream could look for the end of a header, too, but closes the connection
-    when that does not come; here there is somebody left to be told.
-    """
-
-    def __init__(self, stream: IOStream) -> None:
-        self.stream = stream
-        self.buffer = bytearray()
-
-    async def wait(self) -> None:
-        """Returns when there is something to take.
-
-        :raises StreamClosedError: there never will be.
-        """
-        if not self.buffer:
-            await self._receive()
-
-    async def take_until(self, end: re.Pattern[bytes], max_size: int) -> bytes:
-        """Takes everything up to what the pattern matches, and that.
-
-        :raises OverflowError: there is no match in so many bytes.
-        """
-        searched = 0
-        while (match := end.search(self.buffer, searched)) is None:
-            if len(self.buffer) > max_size:
-                raise OverflowError
-            searched = max(0, len(self.buffer) - 3)  # a match may have begun
-            await self._receive()
-        return self._take(match.end())
-
-    async def take(self, size: int) -> bytes:
-        """Takes so many bytes."""
-        while len(self.buffer) < size:
-            await self._receive()
-        return self._take(size)
-
-    async def discard_all(self) -> None:
-        """Takes and forgets whatever comes, until the client closes."""
-        while True:
-            self.buffer.clear()
-            await self._receive()
-            await asyncio.sleep(0)  # others have their turn, however fast it comes
-
-    async def _receive(self) -> None:
-        self.buffer += await self.stream.read_bytes(READ_SIZE, partial=True)
-
-    def _take(self, size: int) -> bytes:
-        taken = bytes(self.buffer[:size])
-        del self.buffer[:size]
-        return taken
-
-
 class ClientConnection:
     """One client's connection: its requests are read and answered in turn."""
 
@@ -343,7 +153,8 @@ class ClientConnection:
         self.stream.set_nodelay(True)
         try:
             while await self._next_request():
-                exchange = Exchange(self.server, self.stream, Peer(self.ip))
+                exchange = Exchange(self.stream, Peer(self.ip), self.limits.write_timeout,
+                                    lambda: self.server.draining)
                 await self._answer(exchange)
                 if exchange.close_after or self.stream.closed():
                     break
@@ -411,170 +222,3 @@ class ClientConnection:
             self.stream.socket.shutdown(socket.SHUT_WR)
             async with asyncio.timeout(LINGER_SECONDS):
                 await self.input.discard_all()
-
-
-class RequestReader:
-    """Reads one request."""
-
-    def __init__(self, source: Input, limits: Limits, exchange: Exchange) -> None:
-        self.input = source
-        self.limits = limits
-        self.exchange = exchange
-        self.request = _request(exchange, httputil.HTTPHeaders())
-        """The request, as far as it is known."""
-        self.unread_input = True
-        """Whether the client may be sending something that nobody will read."""
-
-    async def read(self) -> httputil.HTTPServerRequest:
-        """Reads a request whole, with its body inflated.
-
-        :raises HTTPError: it is refused; 408 when it does not come in time,
-            499 when the client hangs up in its middle.
-        """
-        try:
-            async with asyncio.timeout(self.limits.header_timeout):
-                data = await self._read_head()
-            self._understand_head(data)
-            async with asyncio.timeout(self.limits.body_timeout):
-                body = await self._read_body()
-        except TimeoutError as error:
-            raise HTTPError(408, 'The request did not come in time') from error
-        except StreamClosedError as error:
-            raise HTTPError(499, 'The client hung up', reason='Client Closed Request') from error
-        self.unread_input = False
-        self.request.body = self._decoded(body)
-        return self.request
-
-    async def _read_head(self) -> bytes:
-        await self.input.wait()
-        if not framing.can_start_request(bytes(self.input.buffer[:1])):
-            raise HTTPError(400, 'This is not HTTP/1.1')
-        try:
-            return await self.input.take_until(framing.END_OF_HEAD, self.limits.max_header_size)
-        except OverflowError as error:
-            start = bytes(self.input.buffer[:framing.MAX_TARGET_LENGTH])
-            self._guess_start_line(start)
-            raise HTTPError(431, 'The header is too large') from error
-
-    def _guess_start_line(self, data: bytes) -> None:
-        start_line = self.exchange.request_start_line = framing.likely_start_line(data)
-        self.request.method, self.request.uri, _ = start_line
-
-    def _understand_head(self, data: bytes) -> None:
-        exchange = self.exchange
-        self._guess_start_line(data)
-        start_line, headers = framing.parse_head(data, self.limits.max_header_size)
-        exchange.request_start_line = start_line
-        exchange.context = Peer(client_ip(exchange.context.remote_ip, headers,
-                                          self.limits.trusted_proxies))
-        self.request = _request(exchange, headers)
-        exchange.close_after = framing.wants_close(start_line, headers)
-
-    async def _read_body(self) -> bytes:
-        length = framing.body_length(self.exchange.request_start_line, self.request.headers)
-        if length == 0:
-            return b''
-        self._require_body_within_limit(length or 0)
-        self._invite_body()
-        if length is None:
-            return await self._read_chunked()
-        return await self.input.take(length)
-
-    def _invite_body(self) -> None:
-        """Sends the 100 that a client may wait for (RFC 9110 section 10.1.1)."""
-        if self.request.version == 'HTTP/1.0':
-            return
-        expectation = self.request.headers.get('Expect', '').lower()
-        if expectation == '100-continue':
-            self.exchange.send_continue()
-        elif expectation:
-            raise HTTPError(417, 'The only expectation that is met is 100-continue')
-
-    async def _read_chunked(self) -> bytes:
-        body = bytearray()
-        for count in itertools.count():
-            size = framing.parse_chunk_size(await self._read_line())
-            if size == 0:
-                await self._skip_trailers()
-                return bytes(body)
-            self._require_body_within_limit(len(body) + size)
-            body += await self.input.take(size)
-            if await self.input.take(2) != b'\r\n':
-                raise HTTPError(400, 'A chunk is longer than its size says')
-            if count % 100 == 0:
-                await asyncio.sleep(0)  # others have their turn, however small the chunks are
-        raise AssertionError('counting has no end')
-
-    async def _skip_trailers(self) -> None:
-        for _ in range(MAX_TRAILER_LINES):
-            line = await self._read_line()
-            if line == b'\r\n':
-                return
-            if not line.endswith(b'\r\n'):
-                raise HTTPError(400, 'A line behind the last chunk does not end in CRLF')
-        raise HTTPError(400, 'There are too many lines behind the last chunk')
-
-    async def _read_line(self) -> bytes:
-        try:
-            return await self.input.take_until(framing.END_OF_LINE, MAX_CHUNK_LINE)
-        except OverflowError as error:
-            raise HTTPError(400, 'A line in the chunked body is too long') from error
-
-    def _require_body_within_limit(self, length: int) -> None:
-        if length > self.limits.max_body_size:
-            raise HTTPError(413, f'The body is larger than {self.limits.max_body_size} bytes')
-
-    def _decoded(self, body: bytes) -> bytes:
-        """Undoes a Content-Encoding that we know; others are for the handler to refuse."""
-        coding = self.request.headers.get('Content-Encoding', '').lower()
-        if coding not in ('gzip', 'x-gzip'):
-            return body
-        del self.request.headers['Content-Encoding']
-        return framing.inflate(body, self.limits.max_body_size)
-
-
-def bytes_acknowledged(stream: IOStream) -> int:
-    """How many bytes the client's side has taken, where the system tells (Linux
-    does); else 0. A stream tells only when its last byte has left."""
-    if stream.closed() or not hasattr(socket, 'TCP_INFO'):
-        return 0
-    info = stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
-    return int.from_bytes(info[TCP_INFO_BYTES_ACKED:TCP_INFO_BYTES_ACKED + 8], sys.byteorder)
-
-
-def client_ip(peer: str, headers: httputil.HTTPHeaders, trusted: Sequence[Network]) -> str:
-    """The address that a request comes from.
-
-    :param peer: who is at the other end of the connection.
-    :param trusted: proxies whose X-Forwarded-For is believed; from the right,
-        the first address in it that is not one of them is the client's.
-    """
-    ip = peer
-    for candidate in reversed(headers.get('X-Forwarded-For', '').split(',')):
-        if not _is_trusted(ip, trusted) or _address(candidate.strip()) is None:
-            break
-        ip = candidate.strip()
-    return ip
-
-
-def _is_trusted(ip: str, trusted: Sequence[Network]) -> bool:
-    address = _address(ip)
-    return address is not None and any(address in network for network in trusted)
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        # Without a scope (``%eth0``): it means nothing here, and may hold any text.
-        address = ipaddress.ip_address(text.replace('%', ' '))
-    except ValueError:
-        return None
-    # On a socket for both families IPv4 peers look like ::ffff:192.0.2.1.
-    return getattr(address, 'ipv4_mapped', None) or address
-
-
-def _request(exchange: Exchange, headers: httputil.HTTPHeaders) -> httputil.HTTPServerRequest:
-    try:
-        return httputil.HTTPServerRequest(
-            connection=exchange, headers=headers, start_line=exchange.request_start_line)
-    except httputil.HTTPInputError as error:
-        raise HTTPError(400, 'The Host or the query string cannot be read') from error

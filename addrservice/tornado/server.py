@@ -33,7 +33,8 @@ from addrservice import ROOT_DIR, __version__
 from addrservice.config import Config, load_config, printable
 from addrservice.errors import ConfigError
 from addrservice.tornado.app import make_addrservice_app
-from addrservice.tornado.connection import HTTPServer, Limits, Network
+from addrservice.tornado.connection import HTTPServer
+from addrservice.tornado.reader import Limits, Network
 from addrservice.utils import logutils
 
 DEFAULT_CONFIG = ROOT_DIR / 'configs' / 'addressbook-local.yaml'

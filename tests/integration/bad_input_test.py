@@ -180,6 +180,8 @@ FRAMING = [
     Row('space before the colon of a coding', framed(
         b'Transfer-Encoding : chunked', body=b'0\r\n\r\n'), 400, closes=True),
     Row('chunk without CRLF', chunked(b'5\r\nhello0\r\n\r\n'), 400, closes=True),
+    Row('chunk with two bytes in place of CRLF', chunked(b'5\r\nhelloXX0\r\n\r\n'),
+        400, closes=True),
     Row('chunk with LF only', chunked(b'5\r\nhello\n0\r\n\r\n'), 400, closes=True),
     Row('chunk line that never ends', chunked(b'5;' + b'a' * 5000), 400, closes=True),
     Row('chunk line of 200 000 bytes', chunked(b'5;' + b'a' * 200000), 400, closes=True),

@@ -455,7 +455,7 @@ class KeepAliveTest(ServerTestCase):
             turns_by_chunk.append(turns[0])
             return framing.parse_chunk_size(line)
 
-        with mock.patch('addrservice.tornado.connection.framing', wraps=framing) as watched:
+        with mock.patch('addrservice.tornado.reader.framing', wraps=framing) as watched:
             watched.parse_chunk_size = parse_and_count
             answer = await self.ask(
                 request('POST', '/addresses', 'Transfer-Encoding: chunked', CLOSE)

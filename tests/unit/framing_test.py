@@ -22,8 +22,8 @@ from tornado.web import HTTPError
 
 from addrservice.errors import InvalidJSON
 from addrservice.tornado import framing
-from addrservice.tornado.base import parse_json, require_json_type
-from addrservice.tornado.connection import client_ip
+from addrservice.tornado.json_body import parse_json, require_json_type
+from addrservice.tornado.reader import client_ip
 
 property_test = settings(derandomize=True, deadline=None, database=None, max_examples=200)
 

@@ -1,0 +1,141 @@
+"""One request's way out: from a handler's answer to bytes on a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tornado import httputil
+from tornado.iostream import IOStream, StreamClosedError
+
+TCP_INFO_SIZE = 128
+TCP_INFO_BYTES_ACKED = 120
+"""Offset of ``tcpi_bytes_acked`` in ``struct tcp_info`` of linux/tcp.h."""
+
+
+class Peer(NamedTuple):
+    """Who sent a request, as `HTTPServerRequest` wants to know it."""
+
+    remote_ip: str
+    protocol: str = 'http'
+
+
+class Exchange(httputil.HTTPConnection):
+    """One request's way out: what its handler writes the answer to."""
+
+    def __init__(self, stream: IOStream, peer: Peer, write_timeout: float,
+                 is_draining: Callable[[], bool]) -> None:
+        """
+        :param write_timeout: seconds for which the client may take nothing of
+            an answer that waits for it.
+        :param is_draining: whether connections should end with their answers.
+        """
+        self.write_timeout = write_timeout
+        self.is_draining = is_draining
+        self.stream = stream
+        self.context = peer
+        self.request_start_line = httputil.RequestStartLine('-', '-', 'HTTP/1.0')
+        self.close_after = True
+        self.body_bytes_sent = 0
+        self.undelivered = False
+        """Whether the connection was closed before the answer was out."""
+        self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._chunked = False
+        self._last_write: asyncio.Future[None] | None = None
+        self._close_callback: Callable[[], None] | None = None
+
+    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
+        """The callback runs if the client hangs up before it has its answer."""
+        self._close_callback = callback
+
+    def write_headers(self, start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
+                      headers: httputil.HTTPHeaders, chunk: bytes | None = None
+                      ) -> asyncio.Future[None]:
+        assert isinstance(start_line, httputil.ResponseStartLine)
+        self._decide_framing(start_line.code, headers)
+        lines = [f'HTTP/1.1 {start_line.code} {start_line.reason}',
+                 *(f'{name}: {value}' for name, value in headers.get_all())]
+        head = '\r\n'.join([*lines, '', '']).encode('latin-1')
+        return self._send(head + self._framed(chunk or b''))
+
+    def write(self, chunk: bytes) -> asyncio.Future[None]:
+        return self._send(self._framed(chunk))
+
+    def finish(self) -> None:
+        if self._chunked:
+            self._send(b'0\r\n\r\n')
+        if self._last_write is None or self._last_write.done():
+            self.end()
+        else:
+            self._last_write.add_done_callback(lambda _: self.end())
+
+    def send_continue(self) -> None:
+        """Tells the client to send the body (RFC 9110 section 15.2.1)."""
+        self._send(b'HTTP/1.1 100 Continue\r\n\r\n')
+
+    def end(self) -> None:
+        """The connection may go on to its next request."""
+        if not self.answered.done():
+            self.answered.set_result(None)
+
+    def on_hang_up(self) -> None:
+        """The client has closed the connection; called by the stream."""
+        callback, self._close_callback = self._close_callback, None
+        if callback:
+            callback()
+        self.end()
+
+    def _decide_framing(self, status: int, headers: httputil.HTTPHeaders) -> None:
+        """How the client learns where the answer ends (RFC 9112 section 6)."""
+        method, _, version = self.request_start_line
+        has_body = method != 'HEAD' and status not in (204, 304)
+        ends_with_connection = has_body and 'Content-Length' not in headers
+        self._chunked = ends_with_connection and version != 'HTTP/1.0'
+        self.close_after |= self.is_draining() or (ends_with_connection and not self._chunked)
+        if self._chunked:
+            headers['Transfer-Encoding'] = 'chunked'
+        if self.close_after:
+            headers['Connection'] = 'close'
+        elif version == 'HTTP/1.0':
+            headers['Connection'] = 'keep-alive'
+
+    def _framed(self, chunk: bytes) -> bytes:
+        if not self.stream.closed():
+            self.body_bytes_sent += len(chunk)
+        if self._chunked and chunk:
+            return b'%x\r\n%b\r\n' % (len(chunk), chunk)
+        return chunk
+
+    def _send(self, data: bytes) -> asyncio.Future[None]:
+        try:
+            self._last_write = self.stream.write(data)
+        except StreamClosedError as error:
+            self.undelivered = True
+            self._last_write = asyncio.get_running_loop().create_future()
+            self._last_write.set_exception(error)
+            self._last_write.exception()  # nobody needs to look at it
+        if not self._last_write.done():
+            self._cut_off_if_stalled(self._last_write)
+        return self._last_write
+
+    def _cut_off_if_stalled(self, write: asyncio.Future[None], acknowledged: int = -1) -> None:
+        """Closes the connection if its client takes nothing for a whole time-out."""
+        now_acknowledged = bytes_acknowledged(self.stream)
+        if now_acknowledged == acknowledged:
+            self.stream.close()
+        if not write.done():
+            timer = asyncio.get_running_loop().call_later(
+                self.write_timeout, self._cut_off_if_stalled, write, now_acknowledged)
+            write.add_done_callback(lambda _: timer.cancel())
+
+
+def bytes_acknowledged(stream: IOStream) -> int:
+    """How many bytes the client's side has taken, where the system tells (Linux
+    does); else 0. A stream tells only when its last byte has left."""
+    if stream.closed() or not hasattr(socket, 'TCP_INFO'):
+        return 0
+    info = stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
+    return int.from_bytes(info[TCP_INFO_BYTES_ACKED:TCP_INFO_BYTES_ACKED + 8], sys.byteorder)
