@@ -229,6 +229,16 @@ class TimeoutTest(ServerTestCase):
             request('POST', '/addresses', 'Transfer-Encoding: chunked'), b'1\r\n \r\n' * 500,
             '/addresses', 0.5, step=6)
 
+    async def test_who_goes_on_sending_behind_the_408_can_read_it(self) -> None:
+        loop = asyncio.get_running_loop()
+        with socket.create_connection(('127.0.0.1', self.port)) as connection:
+            connection.setblocking(False)
+            for _ in range(45):
+                await loop.sock_sendall(connection, b'a')  # fails if the answer is thrown away
+                await asyncio.sleep(0.02)
+            answer, = split_answers(await loop.sock_recv(connection, 65_536))
+        self.assert_error(answer, 408)
+
     async def test_who_is_invited_to_send_a_body_and_does_not_gets_a_408(self) -> None:
         data = await self.exchange(request(
             'POST', '/addresses', 'Content-Length: 5', 'Expect: 100-continue'))
@@ -288,6 +298,8 @@ class TimeoutTest(ServerTestCase):
 class HangUpTest(ServerTestCase):
     """A client that goes before it has its answer leaves one line, and nothing else."""
 
+    settings = {'request-timeout': 60}
+
     async def test_in_the_middle_of_a_request(self) -> None:
         for data, method, uri in (
                 (b'G', '-', '-'), (b'GET /addresses HTTP/1.1\r\nHost: x\r\n', '-', '-'),
@@ -312,6 +324,20 @@ class HangUpTest(ServerTestCase):
                 await self.until(lambda: self.db.waiting)
                 hang_up(writer)
                 await self.until_gone()
+                self.db.gate.set()
+                await self.assert_one_499('GET', '/addresses/a')
+
+    async def test_as_soon_as_it_has_asked(self) -> None:
+        for hang_up in (close, half_close):
+            with self.subTest(hang_up=hang_up.__name__):
+                self.records.clear()
+                self.db.gate.clear()
+                _, writer = await self.connect()
+                await self.until(lambda: self.server.connections)
+                writer.write(request('GET', '/addresses/a'))
+                hang_up(writer)
+                await self.until(lambda: self.db.waiting)
+                await self.until_gone()  # while the store is still at it
                 self.db.gate.set()
                 await self.assert_one_499('GET', '/addresses/a')
 
@@ -788,9 +814,9 @@ class OverloadTest(ServerTestCase):
 
     async def test_who_hung_up_is_not_counted_any_more(self) -> None:
         self.db.gate.clear()
-        for _ in range(3):
+        for number in range(1, 4):
             _, writer = await self.send(request('GET', '/addresses/a'))
-            await self.until(lambda: self.db.waiting)
+            await self.until(lambda: self.db.waiting == number)
             close(writer)
         await self.until_gone()
         self.db.gate.set()
