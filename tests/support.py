@@ -68,7 +68,8 @@ class ServerProcess:
         self.folder = Path(self._folder.name)
         self.log_file = self.folder / 'service.log'
         self.config_file = self.folder / 'config.yaml'
-        self.config_file.write_text(yaml.safe_dump({'logging': self._logging(), **(config or {})}))
+        self.config_file.write_text(yaml.safe_dump(
+            {'logging': self._logging(), 'drain': {'delay': 0}, **(config or {})}))
         self.command = [*command, '--config', str(self.config_file), '--port', '0', *arguments]
         self.process: subprocess.Popen[str] | None = None
         self.port = 0
@@ -82,11 +83,18 @@ class ServerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process and self.process.poll() is None:
-            self.process.kill()
         if self.process:
-            self.process.communicate()
+            self._end(self.process)
         self._folder.cleanup()
+
+    def _end(self, process: subprocess.Popen[str]) -> None:
+        # Asked twice it ends at once; killed it could not save what it measured.
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+            if process.poll() is None:
+                process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=1.5)
+                return
 
     def start(self) -> None:
         """Starts the process and waits until it is ready. A new start after an end

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import socket
+import struct
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
@@ -31,6 +34,17 @@ LINGER_SECONDS = 2.0
 IDLE_GRACE = 1.0
 """Seconds of a drain, or of a connection made during it, in which a client may
 still use an idle connection."""
+
+ACCEPT_SECONDS = 0.1
+"""For connections to be accepted that are being made when accepting ends."""
+
+SO_ATTACH_FILTER = 26
+DROP_SYN = b''.join(struct.pack('HBBI', *instruction) for instruction in (
+    (0x30, 0, 0, 13),            # load byte 13 of the TCP header: the flags
+    (0x45, 0, 1, 0x02),          # if SYN is not among them, skip one
+    (0x06, 0, 0, 0),             # drop the packet
+    (0x06, 0, 0, 0xFFFFFFFF)))   # keep the packet
+"""A packet filter in the language of linux/filter.h."""
 
 Refuse = Callable[[httputil.HTTPServerRequest, HTTPError], httputil.HTTPMessageDelegate]
 
@@ -57,7 +71,6 @@ class HTTPServer(TCPServer):
         self.draining = False
         self.connections: set[ClientConnection] = set()
         self._listening: list[socket.socket] = []
-        self._last: set[asyncio.Future[None]] = set()
         self._refused_at = self._drained_at = float('-inf')
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]
@@ -82,19 +95,12 @@ class HTTPServer(TCPServer):
         self._listening = list(sockets)
         super().add_sockets(self._listening)
 
-    def stop(self) -> None:
-        """Accepts no more connections but those that the system has accepted
-        for us: closing the socket breaks them, and what was sent on them."""
-        spares = [listening.dup() for listening in self._listening]
-        self._listening = []
-        super().stop()
-        for connection, address in (last for spare in spares for last in accept_last(spare)):
-            stream = IOStream(connection, max_buffer_size=self.max_buffer_size,
-                              read_chunk_size=self.read_chunk_size)
-            if serving := self.handle_stream(stream, address):
-                task = asyncio.ensure_future(serving)
-                self._last.add(task)
-                task.add_done_callback(self._last.discard)
+    async def stop_accepting(self) -> None:
+        """Serves who has connected, and lets nobody else connect."""
+        for listening in self._listening:
+            drop_new_connections(listening)
+        await asyncio.sleep(ACCEPT_SECONDS)
+        self.stop()
 
     def drain(self) -> None:
         """From now on every answer closes its connection."""
@@ -125,15 +131,19 @@ class HTTPServer(TCPServer):
                          reason='Too many connections')
 
 
-def accept_last(listening: socket.socket) -> list[tuple[socket.socket, tuple[Any, ...]]]:
-    """Accepts what waits, and closes the socket so soon that nothing comes in between."""
-    accepted = []
-    try:
-        while True:
-            accepted.append(listening.accept())
-    except OSError:
-        listening.close()
-    return accepted
+def drop_new_connections(listening: socket.socket) -> None:
+    """Has the system ignore attempts to connect, where it can (Linux).
+
+    When a listening socket is closed, connections that wait to be accepted are
+    reset, with what was sent on them; between the last look and the closing
+    there is always time for one more. A filter on packets that carry SYN keeps
+    them away. Whoever is ignored tries again, and is refused by then.
+    """
+    if sys.platform == 'linux':
+        program = ctypes.create_string_buffer(DROP_SYN)
+        length_and_address = struct.pack('HP', len(DROP_SYN) // 8, ctypes.addressof(program))
+        with contextlib.suppress(OSError):
+            listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, length_and_address)
 
 
 class ClientConnection:
@@ -209,14 +219,19 @@ class ClientConnection:
         delegate.finish()
         await asyncio.sleep(0)
         if not exchange.answered.done():
-            self.stream.set_close_callback(exchange.on_hang_up)
-            await exchange.answered
-            self.stream.set_close_callback(None)
+            await self._answered_or_closed(exchange)
+
+    async def _answered_or_closed(self, exchange: Exchange) -> None:
+        self.stream.set_close_callback(exchange.on_hang_up)
+        if self.stream.closed():  # before anyone wanted to know
+            exchange.on_hang_up()
+        await exchange.answered
+        self.stream.set_close_callback(None)
 
     async def _linger(self) -> None:
         """Reads on for a moment before closing, as TCP would otherwise throw
         away an answer that the client has not read yet (RFC 9112 section 9.6)."""
-        if self.stream.closed() or self.stream.reading():
+        if self.stream.closed():
             return
         with contextlib.suppress(OSError, TimeoutError):
             self.stream.socket.shutdown(socket.SHUT_WR)

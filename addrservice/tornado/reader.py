@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 
 from tornado import httputil
@@ -47,6 +47,7 @@ class Input:
     def __init__(self, stream: IOStream) -> None:
         self.stream = stream
         self.buffer = bytearray()
+        self._read: Awaitable[bytes] | None = None
 
     async def wait(self) -> None:
         """Returns when there is something to take.
@@ -83,7 +84,10 @@ class Input:
             await asyncio.sleep(0)  # others have their turn, however fast it comes
 
     async def _receive(self) -> None:
-        self.buffer += await self.stream.read_bytes(READ_SIZE, partial=True)
+        # A time-out must not cancel the read itself: a stream takes no other then.
+        self._read = self._read or self.stream.read_bytes(READ_SIZE, partial=True)
+        self.buffer += await asyncio.shield(self._read)
+        self._read = None
 
     def _take(self, size: int) -> bytes:
         taken = bytes(self.buffer[:size])

@@ -165,7 +165,7 @@ class Server:
         self.service.drain()
         self.http.drain()
         await asyncio.sleep(settings['delay'])
-        self.http.stop()
+        await self.http.stop_accepting()
         try:
             async with asyncio.timeout(settings['timeout']):
                 await self.http.until_drained()
