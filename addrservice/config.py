@@ -98,7 +98,7 @@ def _escape_variables(value: Any) -> Any:
 
 
 # Types as Python and its event loop take them: 5.0 is no port, and NaN no time.
-_Validator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
+_Validator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]  # the stubs omit it
     jsonschema.Draft202012Validator,
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many({
         'integer': lambda _, value: isinstance(value, int) and not isinstance(value, bool),
@@ -195,7 +195,7 @@ class _ConfigLoader(yaml.SafeLoader):
     """YAML as usual, but variables are replaced and no key may stand twice."""
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
-        event = self.peek_event()  # type: ignore[no-untyped-call]  # types-PyYAML omits it
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs omit it
         # Replaced before YAML decides on a type: ``port: ${PORT}`` is a number,
         # ``"${PIN}"`` stays text, and no value can become a structure.
         event.value = _replace_variables(event.value, event.start_mark.line + 1)

@@ -17,7 +17,12 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import tornado.testing
+import tornado.web
 import yaml
+from tornado.httpclient import HTTPResponse
+
+from addrservice.tornado.app import make_addrservice_app
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE = 20.0
@@ -220,3 +225,36 @@ class _ListHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
+
+
+class AddressServiceAppTestCase(tornado.testing.AsyncHTTPTestCase):
+    """Serves the web application on Tornado's own test server, with an empty book."""
+
+    with_debug = False
+
+    def make_config(self) -> dict[str, Any]:
+        """The configuration; by default the book is in memory."""
+        return {'service': {'name': 'Address Book Test'}}
+
+    def make_logger(self) -> logging.Logger:
+        """Where the service logs; by default nobody hears it."""
+        return quiet_logger()
+
+    def get_app(self) -> tornado.web.Application:
+        self.service, self.app = make_addrservice_app(
+            self.make_config(), self.with_debug, self.make_logger())
+        return self.app
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.io_loop.run_sync(self.service.start)
+
+    def tearDown(self) -> None:
+        self.io_loop.run_sync(self.service.stop)
+        super().tearDown()
+
+    def ask(self, method: str, path: str, document: object = None, **headers: str) -> HTTPResponse:
+        """One request; a document becomes its JSON body."""
+        body = None if document is None else json.dumps(document)
+        return self.fetch(path, method=method, body=body, headers=headers,
+                          allow_nonstandard_methods=True)

@@ -180,7 +180,8 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         """Ends an answer whose start has been sent. Its end must not look like
         one, or the client would take what it has for the whole."""
         self.hung_up = isinstance(self.event.error, StreamClosedError)
-        self.request.connection.stream.close()  # type: ignore[union-attr]
+        connection: Any = self.request.connection  # any of Tornado's has a stream
+        connection.stream.close()
         self.finish()
 
 
@@ -188,12 +189,15 @@ class ErrorRequestHandler(BaseRequestHandler):
     """Answers any request with one error: what cannot even reach a handler
     of its own looks like every other error."""
 
-    def initialize(self, error: HTTPError, **kwargs: Any) -> None:  # type: ignore[override]
+    def initialize(self, service: AddressBookService, telemetry: Telemetry,
+                   route: str | None = None, error: HTTPError | None = None) -> None:
         """
-        :param error: what is wrong with the request.
+        :param error: what is wrong with the request; left out: nothing is
+            served on its path.
         """
-        super().initialize(**kwargs)
-        self.error = error
+        super().initialize(service, telemetry, route)
+        self.error = error or HTTPError(404, 'Nothing is served on this path',
+                                        reason='Unknown Endpoint')
 
     def prepare(self) -> None:
         super().prepare()
@@ -209,10 +213,6 @@ class ErrorRequestHandler(BaseRequestHandler):
 
 class DefaultRequestHandler(ErrorRequestHandler):
     """Answers requests for paths that nothing is served on."""
-
-    def initialize(self, **kwargs: Any) -> None:  # type: ignore[override]
-        super().initialize(HTTPError(404, 'Nothing is served on this path',
-                                     reason='Unknown Endpoint'), **kwargs)
 
     def prepare(self) -> None:
         # ``OPTIONS *`` is about the server, and no path (RFC 9110 section 9.3.7).

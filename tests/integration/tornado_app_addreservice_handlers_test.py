@@ -12,42 +12,17 @@ from typing import Any
 if __name__ == '__main__':
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import tornado.testing
-from tornado.httpclient import HTTPResponse
-
 import data
-from addrservice.tornado.app import make_addrservice_app
-from tests.support import quiet_logger
+from tests.support import AddressServiceAppTestCase
 
 NAMO, RAGA = data.address_data_suite()['namo'], data.address_data_suite()['raga']
 CURL_DEFAULT_TYPE = 'application/x-www-form-urlencoded'
 
 
-class TestAddressServiceApp(tornado.testing.AsyncHTTPTestCase):
+class TestAddressServiceApp(AddressServiceAppTestCase):
     """The book in memory, under the name that leads."""
 
     book = '/addresses'
-
-    def addr_db_config(self) -> dict[str, Any]:
-        return {'memory': None}
-
-    def get_app(self) -> tornado.web.Application:
-        self.service, app = make_addrservice_app(
-            {'addr-db': self.addr_db_config()}, False, quiet_logger())
-        return app
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.io_loop.run_sync(self.service.start)
-
-    def tearDown(self) -> None:
-        self.io_loop.run_sync(self.service.stop)
-        super().tearDown()
-
-    def ask(self, method: str, path: str, document: object = None, **headers: str) -> HTTPResponse:
-        body = None if document is None else json.dumps(document)
-        return self.fetch(path, method=method, body=body, headers=headers,
-                          allow_nonstandard_methods=True)
 
     def create(self, document: object) -> str:
         """Posts a document and returns its place."""
@@ -121,10 +96,10 @@ class TestAddressServiceAppUnderItsOtherName(TestAddressServiceApp):
 
 
 class TestAddressServiceAppOnFiles(TestAddressServiceApp):
-    def addr_db_config(self) -> dict[str, Any]:
+    def make_config(self) -> dict[str, Any]:
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
-        return {'fs': folder.name}
+        return {'addr-db': {'fs': folder.name}}
 
 
 if __name__ == '__main__':

@@ -13,41 +13,17 @@ from unittest import mock
 if __name__ == '__main__':
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import tornado.testing
 from tornado.httpclient import HTTPResponse
 
 import data
 from addrservice import LOGGER_NAME
 from addrservice.errors import StorageUnavailable, UnreadableRecord
-from addrservice.tornado.app import ROUTES, make_addrservice_app
-from tests.support import quiet_logger
-
-IN_MEMORY_CONFIG: dict[str, Any] = {'service': {'name': 'Address Book Test'}}
+from addrservice.tornado.app import ROUTES
+from tests.support import AddressServiceAppTestCase
 
 
-class AddressServiceTornadoAppTestCase(tornado.testing.AsyncHTTPTestCase):
-    """Serves the application with an empty book in memory."""
-
-    with_debug = False
-
-    def get_app(self) -> tornado.web.Application:
-        self.service, self.app = make_addrservice_app(
-            IN_MEMORY_CONFIG, self.with_debug, quiet_logger())
-        return self.app
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.io_loop.run_sync(self.service.start)
-
-    def tearDown(self) -> None:
-        self.io_loop.run_sync(self.service.stop)
-        super().tearDown()
-
-    def ask(self, method: str, path: str, document: object = None, **headers: str) -> HTTPResponse:
-        """One request; a document becomes its JSON body."""
-        body = None if document is None else json.dumps(document)
-        return self.fetch(path, method=method, body=body, headers=headers,
-                          allow_nonstandard_methods=True)
+class AddressServiceTornadoAppTestCase(AddressServiceAppTestCase):
+    """Knows what an error looks like."""
 
     def assert_error(self, response: HTTPResponse, code: int, message: str) -> dict[str, Any]:
         """Checks an error document, and returns it."""
@@ -167,10 +143,8 @@ class DebugTests(AddressServiceTornadoAppTestCase):
 class LogTests(AddressServiceTornadoAppTestCase):
     """The lines themselves: with a logger that is listened to."""
 
-    def get_app(self) -> tornado.web.Application:
-        self.service, self.app = make_addrservice_app(
-            IN_MEMORY_CONFIG, False, logging.getLogger(LOGGER_NAME))
-        return self.app
+    def make_logger(self) -> logging.Logger:
+        return logging.getLogger(LOGGER_NAME)
 
     def test_a_request_leaves_one_line_with_the_fields_in_their_order(self) -> None:
         with self.assertLogs(LOGGER_NAME, 'INFO') as logs:
