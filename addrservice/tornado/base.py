@@ -130,8 +130,9 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         """Called by Tornado for every exception that leaves a handler. Those
         that were raised on purpose stand in the canonical line alone."""
         if not isinstance(value, (HTTPError, errors.AddrServiceError, StreamClosedError)):
-            logging.getLogger('tornado.application').error(
-                'Uncaught exception', exc_info=value)
+            logutils.log(logging.getLogger('tornado.application'), logging.ERROR,
+                         message='Uncaught exception', error=getattr(typ, '__name__', None),
+                         trace=value and logutils.one_line_trace(value))
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         """Answers with an error; called by Tornado when a handler raised."""

@@ -698,7 +698,9 @@ class FailureTest(ServerTestCase):
         document = self.assert_error(answer, 500)
         self.assertEqual(set(document), {'method', 'uri', 'code', 'message', 'req_id'})
         self.assertEqual(len(logged.records), 1)
-        self.assertIs(logged.records[0].exc_info and logged.records[0].exc_info[1], self.db.error)
+        fields = parse_logfmt(logged.records[0].getMessage())
+        self.assertEqual((fields['req_id'], fields['error']), (document['req_id'], 'RuntimeError'))
+        self.assertIn(SECRET, fields['trace'])
         self.assert_is_traced(await self.only_line(), 500, 'Internal Server Error')
 
     async def test_a_mistake_in_the_middle_of_a_listing_cuts_the_answer(self) -> None:
