@@ -358,8 +358,8 @@ def coverage(args: argparse.Namespace) -> int:
     tests = ['run', str(ROOT / 'run.py'), 'test', '--suite', args.suite, *verbose]
     report = ['report', f'--fail-under={least_percent(args)}']
     steps = [['erase'], tests, ['combine', '--quiet'], report, ['html']]
-    return max(run_python('-m', 'coverage', *step, ADDRSERVICE_COVERAGE_PATCH='subprocess,_exit')
-               for step in steps)
+    patch = {'ADDRSERVICE_COVERAGE_PATCH': 'subprocess,fork,_exit'}
+    return max(run_python('-m', 'coverage', *step, **patch) for step in steps)
 
 
 def least_percent(args: argparse.Namespace) -> float:

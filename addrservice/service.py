@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from addrservice.config import complete_config
@@ -20,7 +21,11 @@ Document = dict[str, Any]
 
 
 class AddressBookService:
-    """Checks documents on their way in, and hands entries to the storage engine."""
+    """Checks documents on their way in, and hands entries to the storage engine.
+
+    Any call that needs the store may raise `StorageUnavailable`, also when the
+    store does not answer in time, or `StorageError`.
+    """
 
     def __init__(self, config: Mapping[str, Any], logger: logging.Logger) -> None:
         """
@@ -68,7 +73,9 @@ class AddressBookService:
         now = time.monotonic()
         if self._ping is None or (self._ping.done()
                                   and now - self._pinged_at >= self.config['readiness']['cache']):
-            self._ping, self._pinged_at = asyncio.create_task(self._store_answers()), now
+            # In no request's context: its outcome is for all who ask.
+            self._ping = asyncio.create_task(self._store_answers(), context=contextvars.Context())
+            self._pinged_at = now
         return await asyncio.shield(self._ping) and self._wanted
 
     async def _store_answers(self) -> bool:
@@ -76,10 +83,8 @@ class AddressBookService:
             async with asyncio.timeout(self.config['readiness']['timeout']):
                 await self.addr_db.ping()
         except (StorageError, TimeoutError) as error:
-            # Not a line of the request that happened to ask: others share the answer.
-            logutils.log_line(self.logger, logging.WARNING, {
-                'message': 'NOT READY', 'reason': repr(error),
-                'cause': getattr(error, 'cause', None)})
+            logutils.log(self.logger, logging.WARNING, message='NOT READY', reason=repr(error),
+                         cause=getattr(error, 'cause', None))
             return False
         return True
 
@@ -121,7 +126,7 @@ class AddressBookService:
             await self.addr_db.delete_address(nickname)
 
     async def get_all_addresses(self, after: str | None = None, limit: int | None = None
-                                ) -> AsyncIterator[tuple[str, Document]]:
+                                ) -> AsyncGenerator[tuple[str, Document], None]:
         """Id and document of every entry, in id order, in bounded memory.
 
         :param after: start behind this id.

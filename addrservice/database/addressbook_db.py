@@ -9,23 +9,22 @@ in where it lies.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import NamedTuple
 
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import AddressNotFound, UnreadableRecord
 from addrservice.utils import logutils
 
-PAGE_SIZE = 100
-"""Records that a listing holds in memory at once."""
-
-SLICE_SIZE = 10
-"""Records that a listing decodes in one go, in about a millisecond."""
+PAGE_SIZE = 10
+"""Records that a listing holds in memory at once, and decodes in one go: even
+of the largest, a few megabytes; in about a millisecond."""
 
 _NICKNAME = re.compile(r'[A-Za-z0-9-]{1,64}')
 
@@ -70,7 +69,7 @@ class Record(NamedTuple):
     """What `encode_record` made; anything else is damage."""
 
     place: str
-    """Where it lies, for the log if it is damaged."""
+    """Where it lies, for the log if it is damaged; nothing secret, such as a DSN."""
 
 
 class AbstractAddressBookDB(ABC):
@@ -158,33 +157,34 @@ class AbstractAddressBookDB(ABC):
         :param after: start behind this name, whether or not it is there.
         :param limit: at most so many entries.
         """
-        left = limit
-        async for page in self.read_pages(after or '', min(limit or PAGE_SIZE, PAGE_SIZE)):
-            for number, record in enumerate(page):
-                if left == 0:
+        size = min(limit or PAGE_SIZE, PAGE_SIZE)
+        async with contextlib.aclosing(self.read_pages(after or '', size)) as pages:
+            found = 0
+            async for page in pages:
+                if limit == 0:
                     return
-                if number % SLICE_SIZE == 0:
-                    await asyncio.sleep(0)  # lets other requests have their turn
-                entry = self._decode_or_report(record)
-                if entry is not None:
-                    yield record.nickname, entry
-                    left = left and left - 1
+                await asyncio.sleep(0)  # others have their turn, also where nothing waits
+                for nickname, entry in self._decoded(page):
+                    yield nickname, entry
+                    found += 1
+                    if found == limit:
+                        return
 
     @abstractmethod
-    def read_pages(self, after: str, size: int) -> AsyncIterator[Sequence[Record]]:
+    def read_pages(self, after: str, size: int) -> AsyncGenerator[Sequence[Record], None]:
         """The records of `read_all_addresses`, page by page to the end.
 
         :param after: as there; ``''`` comes before every name.
         :param size: records in one page.
         """
 
-    def _decode_or_report(self, record: Record) -> AddressEntry | None:
-        try:
-            return decode_record(record)
-        except UnreadableRecord as error:
-            logutils.log(self.logger, logging.ERROR, message='UNREADABLE RECORD',
-                         record=error.cause, reason=str(error.__cause__))
-            return None
+    def _decoded(self, page: Sequence[Record]) -> Iterator[tuple[str, AddressEntry]]:
+        for record in page:
+            try:
+                yield record.nickname, decode_record(record)
+            except UnreadableRecord as error:
+                logutils.log(self.logger, logging.ERROR, message='UNREADABLE RECORD',
+                             record=error.cause, reason=str(error.__cause__))
 
 
 def checked_nickname(nickname: str | None) -> str:

@@ -28,4 +28,6 @@ def create_addressbook_db(config: Mapping[str, Any], logger: logging.Logger
         case [('fs', str(path))]:
             from addrservice.database.file_db import FileAddressBookDB
             return FileAddressBookDB(path, logger)
-    raise ConfigError(f'addr-db: no engine is meant by {dict(config)!r}')
+    # Names only: the settings of an engine may hold a password.
+    raise ConfigError(f'addr-db: no engine is known by {", ".join(config) or "nothing"!r} '
+                      'with such settings')

@@ -22,7 +22,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -46,8 +46,8 @@ THREADS = 8
 NAMES_AT_ONCE = 10_000
 """Names that a listing holds in memory; each such batch reads the folder once."""
 
-MAX_RECORD_SIZE = 64 * 1024 * 1024
-"""Bytes; four times the largest body that can be configured, as escapes take room."""
+MAX_RECORD_SIZE = 1024 * 1024
+"""Bytes; about twice those of the largest entry that the data model allows."""
 
 LOCK_TIMEOUT = 2.0
 """Seconds to wait for another process that is replacing or deleting."""
@@ -78,6 +78,9 @@ class FileAddressBookDB(AbstractAddressBookDB):
         threads = ThreadPoolExecutor(THREADS, 'file-db')
         try:
             await asyncio.get_running_loop().run_in_executor(threads, self._open_folder)
+        except asyncio.CancelledError:
+            threads.shutdown(wait=False)
+            raise
         except (OSError, ValueError) as error:
             threads.shutdown()
             self._leave_folder()
@@ -108,7 +111,7 @@ class FileAddressBookDB(AbstractAddressBookDB):
     async def delete_address(self, nickname: str) -> None:
         await self._in_thread(self._delete, nickname)
 
-    async def read_pages(self, after: str, size: int) -> AsyncIterator[Sequence[Record]]:
+    async def read_pages(self, after: str, size: int) -> AsyncGenerator[Sequence[Record], None]:
         names = await self._in_thread(self._names, after)
         while names:
             for start in range(0, len(names), size):
@@ -127,13 +130,20 @@ class FileAddressBookDB(AbstractAddressBookDB):
     # All that follows runs in threads, as any of it may wait for the disk.
 
     def _open_folder(self) -> None:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_folder()
         self._in_use = os.open(self.folder / IN_USE_NAME, os.O_RDWR | os.O_CREAT, 0o600)
         self._remove_leftovers(self._in_use)
         # What a create needs is tried here, not at the first request.
-        with self._temporary_file('') as temporary:
+        with self._temporary_file('') as temporary, _opened(self.folder / GATE_NAME, os.O_CREAT):
             os.link(temporary, linked := f'{temporary}-linked')
             os.unlink(linked)
+
+    def _make_folder(self) -> None:
+        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in missing:  # a folder lasts when the one that it is in is synced
+            with _opened(path.parent) as parent:
+                os.fsync(parent)
 
     def _leave_folder(self) -> None:
         in_use, self._in_use = self._in_use, None
@@ -149,7 +159,7 @@ class FileAddressBookDB(AbstractAddressBookDB):
         except BlockingIOError:
             newest = time.time() - LEFTOVER_AGE
         for leftover in self.folder.glob(f'{TEMPORARY_PREFIX}*'):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                 if leftover.stat().st_mtime <= newest:
                     leftover.unlink()
         fcntl.flock(in_use, fcntl.LOCK_SH)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from sortedcontainers import SortedDict
 
@@ -64,7 +64,7 @@ class InMemoryAddressBookDB(AbstractAddressBookDB):
         self._require(nickname)
         del self.texts[nickname]
 
-    async def read_pages(self, after: str, size: int) -> AsyncIterator[Sequence[Record]]:
+    async def read_pages(self, after: str, size: int) -> AsyncGenerator[Sequence[Record], None]:
         # A page is copied before anyone else can run; the next one starts
         # behind its last name, whatever was written in between.
         while page := self._page(after, size):

@@ -33,7 +33,8 @@ class AddressBookRequestHandler(BaseRequestHandler):
                 size += len(piece)
                 if size > BUFFER_SIZE:
                     # Waits until the client has taken it: memory stays bounded.
-                    await self.flush()
+                    with self.telemetry.waiting_for_client():
+                        await self.flush()
                     size = 0
                     if self.request.method == 'HEAD':
                         return
@@ -42,9 +43,10 @@ class AddressBookRequestHandler(BaseRequestHandler):
 
     async def _pieces(self) -> AsyncGenerator[str, None]:
         separator = '{'
-        async for nickname, document in self.service.get_all_addresses():
-            yield f'{separator}"{nickname}": {to_json(document)}'
-            separator = ', '
+        async with contextlib.aclosing(self.service.get_all_addresses()) as entries:
+            async for nickname, document in entries:
+                yield f'{separator}"{nickname}": {to_json(document)}'
+                separator = ', '
         yield '{}' if separator == '{' else '}'
 
 

@@ -55,8 +55,13 @@ class AddressBookApplication(tornado.web.Application):
     def refuse(self, request: httputil.HTTPServerRequest, error: tornado.web.HTTPError
                ) -> httputil.HTTPMessageDelegate:
         """Who answers a request that cannot be served, as every error is answered."""
-        return self.get_handler_delegate(
-            request, ErrorRequestHandler, {**self._shared, 'error': error})
+        return self.get_handler_delegate(request, ErrorRequestHandler, {
+            **self._shared, 'route': template_of(request.path), 'error': error})
+
+
+def template_of(path: str) -> str | None:
+    """The template of the route that serves a path, if one does."""
+    return next((route.template for route in ROUTES if re.fullmatch(route.pattern(), path)), None)
 
 
 def make_addrservice_app(config: Mapping[str, Any], debug: bool, logger: logging.Logger

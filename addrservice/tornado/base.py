@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import logging
 import random
 import sys
+from asyncio import Future
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -32,14 +34,16 @@ STATUS_OF: Mapping[type[BaseException], int] = {
 """The HTTP status of each error; for a class that is not here its base class
 decides, and what has none is a fault of ours: 500."""
 
-RENAMED_PHRASES = {413: 'Content Too Large', 414: 'URI Too Long'}
-"""Reason phrases that RFC 9110 (section 15.5) has changed since Python learnt them."""
+CLIENT_CLOSED_REQUEST = 'Client Closed Request'
+"""Of status 499, which nobody receives; the log needs a name for it."""
+
+STANDARD_PHRASES = {**http.client.responses, 413: 'Content Too Large', 414: 'URI Too Long',
+                    499: CLIENT_CLOSED_REQUEST}
+"""Reason phrases; those that RFC 9110 (section 15.5) has changed since Python
+learnt them are as it has them."""
 
 RETRY_AFTER_SECONDS = (1, 3)
 """Bounds of the random advice on a 503, so that clients do not return as one."""
-
-CLIENT_CLOSED_REQUEST = 'Client Closed Request'
-"""Of status 499, which nobody receives; the log needs a name for it."""
 
 
 @tornado.web.stream_request_body  # keeps Tornado from parsing bodies as forms
@@ -65,6 +69,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
             uri=str(self.request.uri), ip=str(self.request.remote_ip), route=route,
             is_probe=self.is_probe)
         self.hung_up = False
+        self.has_begun_answer = False
         self._body = bytearray()
         telemetry.began(self.event)
         self.set_header('X-Request-ID', self.event.req_id)
@@ -111,6 +116,17 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         require_json_type(self.request.headers)
         return parse_json(bytes(self._body))
 
+    def set_status(self, status_code: int, reason: str | None = None) -> None:
+        """Sets the status line; the phrase is the standard one if left out."""
+        phrase = reason or STANDARD_PHRASES.get(status_code, 'Unknown')
+        super().set_status(status_code, phrase)
+        self.event.reason = phrase if status_code >= 400 else None
+
+    def flush(self, include_footers: bool = False) -> Future[None]:
+        """Sends what has been written so far; called by Tornado at the end, too."""
+        self.has_begun_answer = True
+        return super().flush(include_footers)
+
     def set_json_type(self) -> None:
         """The answer is going to be JSON."""
         self.set_header('Content-Type', 'application/json; charset=UTF-8')
@@ -143,17 +159,14 @@ class BaseRequestHandler(tornado.web.RequestHandler):
             status_code, kwargs['reason'] = status_of(error), error.reason or None
         elif isinstance(error, asyncio.CancelledError):
             status_code = 503
-        if status_code in RENAMED_PHRASES:
-            kwargs['reason'] = RENAMED_PHRASES[status_code]
         self.event.status = status_code
-        if self._headers_written:
+        if self.has_begun_answer:
             self._cut_off()
         else:
             super().send_error(status_code, **kwargs)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Writes the error document; called by Tornado's `send_error`."""
-        self.event.reason = self._reason
         self.event.detail = detail_of(self.event.error)
         self.set_header('X-Request-ID', self.event.req_id)
         if status_code == 405:

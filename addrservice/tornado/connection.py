@@ -58,6 +58,7 @@ class HTTPServer(TCPServer):
         :param application: what requests are for.
         :param refuse: from a request that cannot be served, and the error, to
             the delegate that answers it.
+        :param limits: what connections may cost.
         :param logger: is told of connections that are not accepted.
         """
         # Room for a header that is over the limit and is to be told so, and
@@ -69,26 +70,27 @@ class HTTPServer(TCPServer):
         self.limits = limits
         self.logger = logger
         self.draining = False
-        self.connections: set[ClientConnection] = set()
+        self.connections: dict[ClientConnection, None] = {}
+        """Those that are open, the oldest first."""
         self._listening: list[socket.socket] = []
         self._refused_at = self._drained_at = float('-inf')
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]
                       ) -> Coroutine[Any, Any, None] | None:
         """Serves one connection to its end; called by Tornado."""
-        if len(self.connections) >= self.limits.max_connections:
+        if len(self.connections) >= self.limits.max_connections and not self._make_room():
             self._refuse_connection(stream, address[0])
             return None
         connection = ClientConnection(self, stream, address[0])
         # Known from now on, not from when its task first runs: a drain waits for it.
-        self.connections.add(connection)
+        self.connections[connection] = None
         return self._serve(connection)
 
     async def _serve(self, connection: ClientConnection) -> None:
         try:
             await connection.serve()
         finally:
-            self.connections.discard(connection)
+            self.connections.pop(connection, None)
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Accepts connections on these listening sockets until `stop`."""
@@ -122,6 +124,15 @@ class HTTPServer(TCPServer):
         for connection in tuple(self.connections):
             connection.stream.close()
 
+    def _make_room(self) -> bool:
+        """Closes an idle connection, so that idle clients cannot keep others,
+        probes above all, from being served."""
+        for connection in tuple(self.connections):
+            if connection.close_if_idle():
+                del self.connections[connection]
+                return True
+        return False
+
     def _refuse_connection(self, stream: IOStream, ip: str) -> None:
         stream.close()
         # Once a second: whoever floods the port shall not flood the log.
@@ -150,6 +161,11 @@ class ClientConnection:
     """One client's connection: its requests are read and answered in turn."""
 
     def __init__(self, server: HTTPServer, stream: IOStream, ip: str) -> None:
+        """
+        :param server: whose connection it is.
+        :param stream: the connection itself.
+        :param ip: the address at its other end.
+        """
         self.server = server
         self.limits = server.limits
         self.stream = stream
@@ -171,10 +187,15 @@ class ClientConnection:
         finally:
             self.stream.close()
 
-    def close_if_idle(self) -> None:
-        """Closes the connection unless a request is, or may be, under way."""
-        if self.idle and self.stream.reading() and not self._has_input():
+    def close_if_idle(self) -> bool:
+        """Closes the connection unless a request is, or may be, under way.
+
+        :return: whether it is closed.
+        """
+        is_idle = self.idle and self.stream.reading() and not self._has_input()
+        if is_idle:
             self.stream.close()
+        return is_idle
 
     def _has_input(self) -> bool:
         """Whether something has arrived that the event loop has not seen yet."""
@@ -206,7 +227,7 @@ class ClientConnection:
             delegate = self.server.refuse(request, error)
             request.body = b''
         await self._run(delegate, request, exchange)
-        if reader.unread_input:
+        if reader.unread_input or (exchange.close_after and self.input.buffer):
             await self._linger()
 
     async def _run(self, delegate: httputil.HTTPMessageDelegate,
@@ -217,7 +238,7 @@ class ClientConnection:
         if request.body and not exchange.answered.done():
             delegate.data_received(request.body)
         delegate.finish()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # most answers need no more, and nobody to watch the client
         if not exchange.answered.done():
             await self._answered_or_closed(exchange)
 

@@ -26,7 +26,9 @@ class ReadinessRequestHandler(BaseRequestHandler):
     async def get(self) -> None:
         """200 when ready; 503 while starting, draining, or without the store."""
         ready = await self.service.is_ready()
-        self.set_status(200 if ready else 503)
+        if not ready:
+            self.set_status(503)
+            self.set_header('Retry-After', 1)
         self.finish_json({'ready': ready, 'uptime': self.service.uptime_ms()})
 
     head = get

@@ -122,7 +122,7 @@ class RequestReader:
         except TimeoutError as error:
             raise HTTPError(408, 'The request did not come in time') from error
         except StreamClosedError as error:
-            raise HTTPError(499, 'The client hung up', reason='Client Closed Request') from error
+            raise HTTPError(499, 'The client hung up') from error
         self.unread_input = False
         self.request.body = self._decoded(body)
         return self.request

@@ -24,7 +24,7 @@ import logging.config
 import resource
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from tornado.netutil import bind_sockets
@@ -47,6 +47,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 CUT_OFF_SECONDS = 1.0
 """For requests that were cut off to end in the log."""
 
+STOP_SECONDS = 5.0
+"""For the storage engine to finish what it has begun, and close."""
+
 DEFAULT_LOGGING: Config = {
     'version': 1,
     'disable_existing_loggers': False,
@@ -68,8 +71,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--debug', action='store_true',
                         help='traces in error answers, no delay when stopping')
     parser.add_argument('--check-config', action='store_true',
-                        help='print the effective settings, secrets masked, and exit: '
-                             '0 if they can be used, 2 if not')
+                        help='print the effective settings, secrets masked, and exit: 0 if they '
+                             'are valid, 2 if not; folder and port are not tried')
     parser.add_argument('--version', action='version', version=f'addrservice {__version__}')
     return parser.parse_args(argv)
 
@@ -156,6 +159,7 @@ class Server:
         if starting.done():
             starting.result()
         starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
 
     async def _drain(self) -> None:
         """Stops without breaking a request: first every answer says that its
@@ -181,7 +185,14 @@ class Server:
             async with asyncio.timeout(CUT_OFF_SECONDS):
                 await self.http.until_drained()
                 await self.app.telemetry.until_idle()
-        await self.service.stop()
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self.service.stop()
+        except TimeoutError:
+            # Threads that wait for a disk cannot be ended, and would keep the
+            # process. An engine must survive the end of the process anyway.
+            self._log('STORE HANGS')
+            end_at_once()
 
     def _bind(self) -> list[socket.socket]:
         host, port = self.config['server']['host'], self.config['server']['port']
@@ -201,13 +212,18 @@ class Server:
         if self.stopping.is_set():
             # Asked twice: end at once, whatever is under way.
             self._log('KILLED')
-            logging.shutdown()
-            os._exit(1)
+            end_at_once()
         self.stopping.set()
 
     def _log(self, message: str, **fields: object) -> None:
         logutils.log(self.logger, logging.INFO, message=message,
                      service_name=self.config['service']['name'], **fields)
+
+
+def end_at_once() -> NoReturn:
+    """Ends the process with status 1, whatever its threads do."""
+    logging.shutdown()
+    os._exit(1)
 
 
 def limits_of(settings: Mapping[str, Any]) -> Limits:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tornado import httputil
@@ -78,6 +80,16 @@ class Telemetry:
     def is_overloaded(self) -> bool:
         """Whether more requests are under way than should be."""
         return self.in_flight > self.max_in_flight
+
+    @contextlib.contextmanager
+    def waiting_for_client(self) -> Iterator[None]:
+        """While a request waits for its client only, it is no work that would
+        keep others from being taken on: a slow reader has no effect on them."""
+        self.in_flight -= 1
+        try:
+            yield
+        finally:
+            self.in_flight += 1
 
     async def until_idle(self) -> None:
         """Returns when no request is under way."""

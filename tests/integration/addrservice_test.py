@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import unittest
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ class StubDB(AbstractAddressBookDB):
     async def delete_address(self, nickname: str) -> None:
         await self.answer('delete')
 
-    async def read_pages(self, after: str, size: int) -> AsyncIterator[Sequence[Record]]:
+    async def read_pages(self, after: str, size: int) -> AsyncGenerator[Sequence[Record], None]:
         await self.answer('list')
         yield [Record('a', '{"full_name":"x"}', 'a')]
         await self.answer('list on')

@@ -164,7 +164,7 @@ def answer_on(connection: http.client.HTTPConnection) -> Answer:
 
 class WaysToStartTest(ProcessTest):
     def start_everywhere(self) -> Iterator[subprocess.Popen[str]]:
-        """Each way in the repository as the seeds have it, and where it can be, elsewhere."""
+        """Each way that is documented, in the repository and where it can be, elsewhere."""
         options = ['--port', '0', '--debug']
         for way in WAYS.values():
             yield self.spawn(*way, '--config', LOCAL_CONFIG, *options)
@@ -189,7 +189,7 @@ class WaysToStartTest(ProcessTest):
         process = self.spawn(*WAYS['script'], '--version', PYTHONPATH=str(self.folder))
         self.assertEqual(self.ended(process).out, f'addrservice {__version__}\n[]\n')
 
-    def test_the_log_file_has_the_fields_of_the_seeds_in_their_order(self) -> None:
+    def test_the_log_file_has_the_documented_fields_in_their_order(self) -> None:
         log_file = self.path('.log')
         process = self.spawn(*WAYS['module'], '--port', '0', '--debug',
                              ADDRSERVICE_LOG=str(log_file))
@@ -420,7 +420,7 @@ class SmallConfigTest(ProcessTest):
                           and line['message'] == 'RESPONSE'], [201, 404])
 
     def test_a_logging_section_without_loggers_or_handlers_will_do(self) -> None:
-        # As in the seeds' tests; nobody listens, so wait until it answers.
+        # Nobody listens, so wait until it answers.
         with socket.create_server(('127.0.0.1', 0)) as free:
             port = free.getsockname()[1]
         path = self.config_file('logging: {version: 1, root: {level: ERROR}}')
@@ -681,6 +681,25 @@ class DrainTest(ProcessTest):
             yield
         finally:
             os.close(descriptor)
+
+    def test_a_disk_that_hangs_does_not_keep_the_process(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            hang = Path(folder, 'hang')
+            program = ('import os, sys, time\n'
+                       'from addrservice.tornado import server\n'
+                       'real = os.fsync\n'
+                       f'slow = lambda fd: time.sleep(60 * os.path.exists({str(hang)!r}))\n'
+                       'os.fsync = lambda fd: slow(fd) or real(fd)\n'
+                       'server.STOP_SECONDS = 0.2\n'
+                       'sys.exit(server.main(sys.argv[1:]))\n')
+            config = {'addr-db': {'fs': f'{folder}/book'}, 'server': {'request-timeout': 0.2},
+                      'drain': {'delay': 0, 'timeout': 0.2}}
+            with ServerProcess(config, command=(sys.executable, '-c', program)) as server:
+                hang.touch()
+                answer = server.request('POST', '/addresses', '{"full_name": "x"}')
+                self.assertEqual(answer.status, 503)
+                self.assertEqual(server.stop(), 1)
+                self.assertEqual(server.lines()[-1]['message'], 'STORE HANGS')
 
     def test_a_second_signal_during_the_delay_ends_it_at_once(self) -> None:
         for first, second in itertools.product(SIGNALS, SIGNALS):

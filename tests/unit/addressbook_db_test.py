@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -11,16 +12,17 @@ import sys
 import tempfile
 import unittest
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+from unittest import mock
 
 if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from addrservice import ROOT_DIR
 from addrservice.database.addressbook_db import (
-    PAGE_SIZE, AbstractAddressBookDB, encode_record, is_nickname)
+    PAGE_SIZE, AbstractAddressBookDB, Record, encode_record, is_nickname)
 from addrservice.database.db_engines import create_addressbook_db
 from addrservice.database.file_db import FileAddressBookDB
 from addrservice.database.memory_db import InMemoryAddressBookDB
@@ -445,7 +447,7 @@ class EngineContract(SuiteBase):
         self.assertLessEqual(set(await self.store.nicknames()), set(seen))
 
     async def test_a_listing_has_what_stays_exactly_once_while_others_write(self) -> None:
-        staying = [f's{i:03}' for i in range(0, 3 * PAGE_SIZE, 2)]
+        staying = [f's{i:03}' for i in range(0, 300, 2)]
         await self.put_many([*staying, *(f'd{i:03}' for i in range(50))])
 
         async def write() -> None:
@@ -466,6 +468,34 @@ class EngineContract(SuiteBase):
             self.assertEqual(staying, [name for name in names if name in staying])
         await writer
         self.assertEqual(len(staying) + 50, len(await listing(self.engine)))
+
+    async def test_a_listing_that_is_left_has_let_go_of_the_store(self) -> None:
+        await self.put_many(f'n{i:03}' for i in range(2 * PAGE_SIZE))
+        closed, read_pages = [], self.engine.read_pages
+
+        async def watched(after: str, size: int) -> AsyncGenerator[Sequence[Record], None]:
+            try:
+                async with contextlib.aclosing(read_pages(after, size)) as pages:
+                    async for page in pages:
+                        yield page
+            finally:
+                closed.append(after)
+
+        with mock.patch.object(self.engine, 'read_pages', watched):
+            entries = self.engine.read_all_addresses()
+            await anext(entries)
+            self.assertEqual([], closed)
+            await entries.aclose()
+        self.assertEqual([''], closed)
+
+    async def test_a_limit_is_not_read_beyond(self) -> None:
+        await self.put_many(f'n{i:03}' for i in range(3 * PAGE_SIZE))
+        for limit, pages in ((0, 1), (1, 1), (PAGE_SIZE, 1), (PAGE_SIZE + 1, 2)):
+            with self.subTest(limit=limit), mock.patch.object(
+                    self.engine, '_decoded', wraps=self.engine._decoded) as decoded:
+                self.assertEqual(limit, len([e async for e in
+                                             self.engine.read_all_addresses(limit=limit)]))
+                self.assertLessEqual(decoded.call_count, pages)
 
     # --- damage ---
 

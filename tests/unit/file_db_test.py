@@ -31,8 +31,10 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 
 from addrservice.database import file_db
 from addrservice.database.addressbook_db import encode_record
-from addrservice.database.file_db import FileAddressBookDB
-from addrservice.datamodel import AddressEntry
+from addrservice.database.file_db import MAX_RECORD_SIZE, FileAddressBookDB
+from addrservice.datamodel import (
+    MAX_DIGITS, MAX_ITEMS, MAX_NAME, MAX_NUMBER, MAX_TEXT, Address, AddressEntry, AddressType,
+    Email, Phone)
 from addrservice.errors import (
     AddressExists, AddressNotFound, ConfigError, StorageError, StorageUnavailable,
     UnreadableRecord)
@@ -912,6 +914,36 @@ def put_folder(path: Path, cleanup: contextlib.ExitStack) -> None:
 
 REPLACEABLE = (put_fifo, put_fifo_with_a_silent_writer, put_fifo_with_an_entry_in_it, put_socket,
                put_dangling_link, put_loop_of_links, put_unreadable_file)
+
+
+def largest_entry() -> AddressEntry:
+    """An entry with all that the data model allows, in characters of four bytes."""
+    wide = '\U00010400' * MAX_TEXT
+    address = Address(kind=AddressType.HOME, building_name=wide, unit_number=MAX_NUMBER,
+                      street_number=wide, street_name=wide, locality=wide, city=wide,
+                      province=wide, pincode=wide, country=wide)
+    digits = '9' * MAX_DIGITS
+    phone = Phone(kind=AddressType.HOME, country_code=digits, area_code=digits,
+                  local_number=digits)
+    email = Email(kind=AddressType.HOME, email='\U00010400' * 64 + '@' + '.'.join(
+        ['\U00010400' * 62] * 3))
+    return AddressEntry(full_name='\U00010400' * MAX_NAME, addresses=[address] * MAX_ITEMS,
+                        phone_numbers=[phone] * MAX_ITEMS, fax_numbers=[phone] * MAX_ITEMS,
+                        emails=[email] * MAX_ITEMS)
+
+
+class SizeTests(FileEngineTestCase):
+    async def test_the_largest_entry_can_be_read_back(self) -> None:
+        entry = largest_entry()
+        await self.db.create_address(entry, 'largest')
+        self.assertEqual(entry, await self.db.read_address('largest'))
+        self.assertLess(self.path('largest').stat().st_size, MAX_RECORD_SIZE / 2)
+
+    async def test_a_file_that_is_larger_than_any_entry_is_not_even_parsed(self) -> None:
+        self.path('huge').write_text('{"full_name": "x"}' + ' ' * MAX_RECORD_SIZE)
+        with self.assertRaises(UnreadableRecord) as raised:
+            await self.db.read_address('huge')
+        self.assertIn('huge.json: Larger than any entry', raised.exception.cause)
 
 
 class OddThingTests(FileEngineTestCase):
