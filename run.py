@@ -419,7 +419,7 @@ def add_checking_words(words: 'Words') -> None:
                       help=f'the least that must be covered (default: {COVERED_PERCENT} '
                            'for all tests, 0 for one suite)')
     word.set_defaults(do=coverage)
-    add_word(words, 'check', ' and '.join(PARTS_OF_CHECK) + ', to the end even when one fails'
+    add_word(words, 'check', f'{", ".join(PARTS_OF_CHECK)}: to the end, even when one fails'
              ).set_defaults(do=check)
 
 

@@ -1,4 +1,4 @@
-"""Reads the YAML configuration once, checks it once, and fails in one line.
+"""Reads the YAML configuration, checks it before anything starts, and fails in one line.
 
 ``schema/config-v1.0.json`` is the one place where keys, types, bounds,
 descriptions and defaults are declared; this module only applies it.

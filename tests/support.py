@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import tornado.testing
@@ -23,6 +24,7 @@ import yaml
 from tornado.httpclient import HTTPResponse
 
 from addrservice.tornado.app import make_addrservice_app
+from addrservice.utils import logutils
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE = 20.0
@@ -200,6 +202,11 @@ class _Replay(io.BytesIO):
 
     def close(self) -> None:
         pass
+
+
+def clear_log_context() -> None:
+    """Forgets what a test has added; a request's context ends with its task."""
+    logutils._LOG_CONTEXT.set(MappingProxyType({}))
 
 
 def quiet_logger() -> logging.Logger:

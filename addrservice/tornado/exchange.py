@@ -29,8 +29,10 @@ class Exchange(httputil.HTTPConnection):
     def __init__(self, stream: IOStream, peer: Peer, write_timeout: float,
                  is_draining: Callable[[], bool]) -> None:
         """
-        :param write_timeout: seconds for which the client may take nothing of
-            an answer that waits for it.
+        :param stream: the connection.
+        :param peer: whom handlers are told they talk to.
+        :param write_timeout: seconds for which the client may acknowledge
+            nothing of an answer that waits for it.
         :param is_draining: whether connections should end with their answers.
         """
         self.write_timeout = write_timeout
@@ -122,7 +124,7 @@ class Exchange(httputil.HTTPConnection):
         return self._last_write
 
     def _cut_off_if_stalled(self, write: asyncio.Future[None], acknowledged: int = -1) -> None:
-        """Closes the connection if its client takes nothing for a whole time-out."""
+        """Closes the connection if its client acknowledges nothing for a whole time-out."""
         now_acknowledged = bytes_acknowledged(self.stream)
         if now_acknowledged == acknowledged:
             self.stream.close()

@@ -34,7 +34,7 @@ def parse_json(body: bytes) -> Any:
     """The document that a body holds, with nothing lost.
 
     Only what comes back as it went in is accepted: no member name twice (RFC
-    8259 section 4), no number that a double cannot hold exactly, no NaN or
+    8259 section 4), no number that would come back as another, no NaN or
     Infinity. A BOM is refused, as are encodings other than UTF-8 (section 8.1).
 
     :raises InvalidJSON: with what is wrong, and where.

@@ -71,7 +71,10 @@ class Input:
         return self._take(match.end())
 
     async def take(self, size: int) -> bytes:
-        """Takes so many bytes."""
+        """Takes so many bytes.
+
+        :raises StreamClosedError: fewer came.
+        """
         while len(self.buffer) < size:
             await self._receive()
         return self._take(size)
@@ -99,6 +102,11 @@ class RequestReader:
     """Reads one request."""
 
     def __init__(self, source: Input, limits: Limits, exchange: Exchange) -> None:
+        """
+        :param source: what the client sends.
+        :param limits: what it may cost.
+        :param exchange: is told what there is to answer.
+        """
         self.input = source
         self.limits = limits
         self.exchange = exchange

@@ -35,11 +35,6 @@ def set_log_context(**fields: object) -> None:
     _LOG_CONTEXT.set(MappingProxyType({**_LOG_CONTEXT.get(), **fields}))
 
 
-def clear_log_context() -> None:
-    """Forgets all fields that `set_log_context` has added."""
-    _LOG_CONTEXT.set(MappingProxyType({}))
-
-
 def outgoing_headers() -> dict[str, str]:
     """Headers for a call to another service, so that its log lines and ours
     can be found by one id. Empty outside a request."""

@@ -15,8 +15,8 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 from tornado.httputil import HTTPHeaders
 
 from addrservice.tornado.telemetry import RequestEvent, Telemetry, request_id
-from addrservice.utils.logutils import clear_log_context, set_log_context
-from tests.support import parse_logfmt, quiet_logger
+from addrservice.utils.logutils import set_log_context
+from tests.support import clear_log_context, parse_logfmt, quiet_logger
 
 SANE_IDS = ('x', 'a' * 64, 'e6cd3072530f46b9932946fd65a13779', 'Az09._:-')
 STRANGE_IDS = ('', ' ', 'a' * 65, 'a b', 'a"b', 'a=b', 'a,b', 'é', 'a\x1f', '../x', '<x>', '\\n')
