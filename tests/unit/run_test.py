@@ -327,6 +327,15 @@ class CoverageTest(SmallRepositoryTest):
         self.assertRegex(done.stdout, r'(?m)^TOTAL.* 100%')
         self.assertTrue((self.root / 'htmlcov/index.html').is_file())
 
+    def test_what_a_killed_process_left_of_its_data_is_removed_without_a_word(self) -> None:
+        self.write_test('from addrservice.tornado import server; server.main(["x"])\n'
+                        'open(".coverage.half", "wb").write(b"SQLite format 3\\0" + bytes(4080))\n'
+                        'open(".coverage.empty", "wb").close()')
+        done = self.run_word('coverage', '--fail-under', '1')
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.assertNotIn('CoverageWarning', done.stdout + done.stderr)
+        self.assertEqual(list(self.root.glob('.coverage.*')), [])
+
     def test_too_little_coverage_fails_unless_less_is_asked_for(self) -> None:
         self.write_test('from addrservice.tornado import server; server.main(["x"])')
         self.assertEqual(self.run_word('coverage').returncode, 2)
