@@ -216,8 +216,9 @@ class Server:
         self.stopping.set()
 
     def _log(self, message: str, **fields: object) -> None:
-        logutils.log(self.logger, logging.INFO, message=message,
-                     service_name=self.config['service']['name'], **fields)
+        logutils.log_line(self.logger, logging.INFO, {
+            'message': message, 'service_name': self.config['service']['name'], **fields},
+            stacklevel=2)
 
 
 def end_at_once() -> NoReturn:
