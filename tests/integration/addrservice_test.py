@@ -117,7 +117,7 @@ class ServiceOnEngine(SuiteBase):
     """What the service does on an engine; each engine's class says how to configure it."""
 
     def config(self) -> dict[str, Any]:
-        """The section ``addr-db``."""
+        """The section ``addr-db``; each engine's class has its own."""
         raise NotImplementedError
 
     def setUp(self) -> None:

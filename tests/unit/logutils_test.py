@@ -23,7 +23,7 @@ from addrservice.utils import logutils
 from addrservice.utils.logutils import (
     MAX_VALUE_LENGTH, LogfmtFormatter, get_log_context, log, log_line, logfmt, one_line_trace,
     outgoing_headers, set_log_context)
-from tests.support import clear_log_context, parse_logfmt
+from tests.support import clear_log_context, parse_logfmt, recording_logger
 
 property_test = settings(derandomize=True, deadline=None, database=None, max_examples=300)
 
@@ -101,23 +101,6 @@ class LogfmtTest(unittest.TestCase):
                 self.assertLess(len(line), MAX_VALUE_LENGTH * escaped + 100)
 
 
-class Capture(logging.Handler):
-    """Keeps the records that reach it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-
-def capturing_logger() -> tuple[logging.Logger, Capture]:
-    logger, capture = logging.Logger('captured'), Capture()
-    logger.addHandler(capture)
-    return logger, capture
-
-
 class ContextTest(unittest.TestCase):
     def setUp(self) -> None:
         clear_log_context()
@@ -131,7 +114,7 @@ class ContextTest(unittest.TestCase):
     def test_the_context_cannot_be_changed_in_place(self) -> None:
         for context in (get_log_context(), self.context_with(a=1)):
             with self.assertRaises(TypeError):
-                context['b'] = 2  # type: ignore[index]
+                context['b'] = 2  # type: ignore[index]  # the mistake under test
 
     def context_with(self, **fields: object) -> Mapping[str, object]:
         set_log_context(**fields)
@@ -188,10 +171,10 @@ class LogTest(unittest.TestCase):
     def setUp(self) -> None:
         clear_log_context()
         self.addCleanup(clear_log_context)
-        self.logger, self.capture = capturing_logger()
+        self.logger, self.records = recording_logger()
 
     def line(self) -> str:
-        return self.capture.records[-1].getMessage()
+        return self.records[-1].getMessage()
 
     def test_a_line_has_the_requests_fields_first_and_its_own_win(self) -> None:
         set_log_context(req_id='1', message='OLD')
@@ -209,7 +192,7 @@ class LogTest(unittest.TestCase):
             lambda: log_line(self.logger, logging.INFO, {'message': 'x'}))
         for write in writers:
             write()
-            record = self.capture.records[-1]
+            record = self.records[-1]
             self.assertEqual((record.filename, record.lineno, record.funcName),
                              (Path(__file__).name, write.__code__.co_firstlineno, '<lambda>'))
 
@@ -219,7 +202,7 @@ class LogTest(unittest.TestCase):
                 raise AssertionError('formatted')
         self.logger.setLevel(logging.WARNING)
         log(self.logger, logging.INFO, value=Loud())
-        self.assertEqual(self.capture.records, [])
+        self.assertEqual(self.records, [])
 
     def test_a_trace_becomes_one_line(self) -> None:
         try:

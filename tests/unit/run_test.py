@@ -506,7 +506,7 @@ class EnvironmentTest(SmallRepositoryTest):
         self.assertEqual(failed.exception.code, 137)
 
     def test_a_step_counts_the_seconds_in_a_terminal(self) -> None:
-        self.told.isatty = lambda: True  # type: ignore[method-assign]
+        self.told.isatty = lambda: True  # type: ignore[method-assign]  # a terminal
         self.run_step('import time; time.sleep(1.1)')
         self.assertEqual(self.told.getvalue(), 'Doing it …\rDoing it … 1 s\n')
 
