@@ -291,6 +291,13 @@ def serve(args: argparse.Namespace) -> int:
     return run_server(args.options)
 
 
+def copy(args: argparse.Namespace) -> int:
+    """Move house, in this process and in the caller's folder: paths stay true."""
+    import_from_root()
+    from addrservice.copying import main as run_copy
+    return run_copy(args.options)
+
+
 def import_from_root() -> None:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
@@ -330,6 +337,12 @@ def verdict(result: 'unittest.TestResult') -> int:
         say('run.py: no test was found')
         return NO_TESTS_RAN
     return 0 if result.wasSuccessful() else 1
+
+
+def crash(args: argparse.Namespace) -> int:
+    """Kill servers, far more often than the tests do, and tell how far it is."""
+    return run_python('-m', 'unittest', '-v', 'tests.integration.crash_test',
+                      ADDRSERVICE_KILLS=str(args.kills))
 
 
 def lint(args: argparse.Namespace) -> int:
@@ -414,12 +427,18 @@ def make_parser() -> argparse.ArgumentParser:
 def add_serving_words(words: 'Words') -> None:
     words.add_parser('serve', add_help=False,
                      help='run the service; `serve --help` shows its own options')
+    words.add_parser('copy', add_help=False,
+                     help='copy all entries to another store; `copy --help` shows its options')
     word = add_word(words, 'test', 'run the tests with unittest')
     add_test_options(word)
     word.add_argument('-k', dest='patterns', action='append', default=[], metavar='PATTERN',
                       help='only tests whose name contains this; may be given again')
     word.add_argument('-f', '--failfast', action='store_true', help='stop at the first failure')
     word.set_defaults(do=test)
+    word = add_word(words, 'crash', 'kill servers under load, and look for all they acknowledged')
+    word.add_argument('--kills', type=at_least_one, default=200, metavar='N',
+                      help='how many servers, over all engines (default: %(default)s)')
+    word.set_defaults(do=crash)
 
 
 def add_checking_words(words: 'Words') -> None:
@@ -445,6 +464,12 @@ def add_test_options(word: argparse.ArgumentParser) -> None:
     word.add_argument('--suite', choices=SUITES, default='all', help='default: all')
 
 
+def at_least_one(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError('must be a number from 1 on')
+    return int(text)
+
+
 def add_paths(word: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Paths are the caller's; made absolute here, because the tools run from the root."""
     word.add_argument('paths', nargs='*', metavar='PATH', type=lambda path: Path(path).resolve(),
@@ -453,9 +478,10 @@ def add_paths(word: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Find the function for a word. What follows `serve` is for the server's parser alone."""
-    if argv[:1] == ['serve']:
-        return argparse.Namespace(do=serve, options=argv[1:])
+    """Find the function for a word. What follows `serve` or `copy` is for its own parser alone."""
+    for do in (serve, copy):
+        if argv[:1] == [do.__name__]:
+            return argparse.Namespace(do=do, options=argv[1:])
     parser = make_parser()
     args = parser.parse_args(argv)
     if 'do' not in args:

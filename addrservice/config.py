@@ -25,6 +25,9 @@ Config = dict[str, Any]
 
 SCHEMA_FILE = Path(__file__).resolve().parent.parent / 'schema' / 'config-v1.0.json'
 
+SHORTHAND = 'x-shorthand'
+"""Of a section in the schema: the key that is meant where a text stands for all of it."""
+
 _VARIABLE = re.compile(r'\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})')
 _SECRET_NAME = r'(?:passw|passphrase|secret|token|credential|private)'
 _SECRET_KEY = re.compile(_SECRET_NAME, re.IGNORECASE)
@@ -111,6 +114,8 @@ def _with_defaults(given: Mapping[str, Any], schema: Mapping[str, Any]) -> Confi
     for key, sub_schema in schema.get('properties', {}).items():
         if key in given or 'default' in sub_schema:
             value = given.get(key, copy.deepcopy(sub_schema.get('default')))
+            if isinstance(value, str) and SHORTHAND in sub_schema:
+                value = {sub_schema[SHORTHAND]: value}
             is_section = isinstance(value, Mapping) and 'properties' in sub_schema
             config[key] = _with_defaults(value, sub_schema) if is_section else value
     return {**config, **{key: given[key] for key in given if key not in config}}

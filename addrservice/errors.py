@@ -9,10 +9,12 @@ once, in ``STATUS_OF`` at the edge (``addrservice/tornado/base.py``)::
     ├── InvalidAddress         a document is not an address book entry
     ├── AddressNotFound        no entry has that nickname      (a KeyError too)
     ├── AddressExists          the nickname is taken
+    ├── AddressChanged         an entry has another version than was expected
     ├── Overloaded             more work than this process takes on at once
     └── StorageError           the store failed; trying again is no help
         ├── UnreadableRecord   one record is damaged, the others are fine
         └── StorageUnavailable the store cannot be reached *now*
+            └── OutcomeUnknown it was asked, and no answer came
 
 A new error is a class here and a row there.
 """
@@ -84,6 +86,10 @@ class AddressExists(AddrServiceError):
     """The nickname is taken."""
 
 
+class AddressChanged(AddrServiceError):
+    """An entry has another version than the one that a change is for."""
+
+
 class Overloaded(AddrServiceError):
     """This process already has as much work as it takes on at once."""
 
@@ -110,3 +116,7 @@ class UnreadableRecord(StorageError):
 
 class StorageUnavailable(StorageError):
     """The store cannot do it now; trying again later may work."""
+
+
+class OutcomeUnknown(StorageUnavailable):
+    """The store was asked for a change and has not answered: it may be made, or not."""

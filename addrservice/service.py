@@ -8,16 +8,26 @@ import contextvars
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from addrservice.config import complete_config
+from addrservice.database.addressbook_db import Key, Stored, is_nickname
 from addrservice.database.db_engines import create_addressbook_db
 from addrservice.datamodel import AddressEntry
-from addrservice.errors import StorageError, StorageUnavailable
+from addrservice.errors import (
+    AddressNotFound, StorageError, StorageUnavailable, UnreadableRecord)
 from addrservice.utils import logutils
 
 Document = dict[str, Any]
 """An address book entry as JSON has it; see schema/address-book-v1.0.json."""
+
+
+class VersionedDocument(NamedTuple):
+    """The document of an entry, and which version of it."""
+
+    nickname: str
+    version: str
+    document: Document
 
 
 class AddressBookService:
@@ -47,6 +57,7 @@ class AddressBookService:
         """Opens the store.
 
         :raises ConfigError: it cannot be used with this configuration.
+        :raises StorageUnavailable: it cannot be reached now.
         """
         await self.addr_db.start()
         self._wanted = True
@@ -88,58 +99,80 @@ class AddressBookService:
             return False
         return True
 
-    async def create_address(self, document: object) -> str:
+    async def create_address(self, document: object, nickname: str | None = None) -> Key:
         """Adds an entry.
 
-        :return: its id, 32 hexadecimal digits.
-        :raises InvalidAddress: the document is not an entry.
+        :param nickname: its id; left out, it gets one of 32 hexadecimal digits.
+        :return: its id and version.
+        :raises InvalidAddress: the document is not an entry; this is checked first.
+        :raises AddressExists: the id is taken.
+        :raises AddressNotFound: no entry can have that id.
         """
         entry = AddressEntry.from_api_dm(document)
+        if nickname is not None and not is_nickname(nickname):
+            raise AddressNotFound('An id is 1 to 64 letters, digits and hyphens')
         async with self._deadline():
-            return await self.addr_db.create_address(entry)
+            return await self.addr_db.create_address(entry, nickname)
 
-    async def get_address(self, nickname: str) -> Document:
+    async def get_address(self, nickname: str) -> VersionedDocument:
         """The document that was put last under that id.
 
         :raises AddressNotFound: there is none.
         """
         async with self._deadline():
-            entry = await self.addr_db.read_address(nickname)
-        return entry.to_api_dm()
+            return _document(await self.addr_db.read_address(nickname))
 
-    async def update_address(self, nickname: str, document: object) -> None:
+    async def has_address(self, nickname: str) -> bool:
+        """Whether there is an entry with that id, and it can be read."""
+        try:
+            async with self._deadline():
+                await self.addr_db.read_address(nickname)
+        except (AddressNotFound, UnreadableRecord):
+            return False
+        return True
+
+    async def update_address(self, nickname: str, document: object,
+                             if_version: str | None = None) -> str:
         """Replaces an entry.
 
+        :param if_version: only if this is its version.
+        :return: the version it has now.
         :raises InvalidAddress: the document is not an entry; this is checked first.
         :raises AddressNotFound: there is none to replace.
+        :raises AddressChanged: it has another version.
         """
         entry = AddressEntry.from_api_dm(document)
         async with self._deadline():
-            await self.addr_db.update_address(nickname, entry)
+            return await self.addr_db.update_address(nickname, entry, if_version)
 
-    async def delete_address(self, nickname: str) -> None:
+    async def delete_address(self, nickname: str, if_version: str | None = None) -> None:
         """Removes an entry.
 
+        :param if_version: only if this is its version.
         :raises AddressNotFound: there is none.
+        :raises AddressChanged: it has another version.
         """
         async with self._deadline():
-            await self.addr_db.delete_address(nickname)
+            await self.addr_db.delete_address(nickname, if_version)
+
+    async def count_addresses(self) -> int:
+        """How many entries there are."""
+        async with self._deadline():
+            return await self.addr_db.count_addresses()
 
     async def get_all_addresses(self, after: str | None = None, limit: int | None = None
-                                ) -> AsyncGenerator[tuple[str, Document], None]:
-        """Id and document of every entry, in id order, in bounded memory.
+                                ) -> AsyncGenerator[VersionedDocument, None]:
+        """Every entry, in id order, in bounded memory.
 
         :param after: start behind this id.
         :param limit: at most so many entries.
         """
         entries = self.addr_db.read_all_addresses(after, limit)
         async with contextlib.aclosing(entries):
-            while (found := await self._next(entries)) is not None:
-                nickname, entry = found
-                yield nickname, entry.to_api_dm()
+            while (stored := await self._next(entries)) is not None:
+                yield _document(stored)
 
-    async def _next(self, entries: AsyncIterator[tuple[str, AddressEntry]]
-                    ) -> tuple[str, AddressEntry] | None:
+    async def _next(self, entries: AsyncIterator[Stored]) -> Stored | None:
         async with self._deadline():
             return await anext(entries, None)
 
@@ -152,3 +185,7 @@ class AddressBookService:
             # The engine may still finish what it has begun.
             raise StorageUnavailable('The address book did not answer in time; whether a change '
                                      'was made is not known') from error
+
+
+def _document(stored: Stored) -> VersionedDocument:
+    return VersionedDocument(stored.nickname, stored.version, stored.entry.to_api_dm())

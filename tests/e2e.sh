@@ -4,7 +4,7 @@
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 work=$(mktemp -d)
-export ADDRSERVICE_LOG="$work/service.log" ADDRSERVICE_FOLDER="$work/book"
+export ADDRSERVICE_LOG="$work/service.log" ADDRSERVICE_FOLDER="$work/book" ADDRSERVICE_SQLITE="$work/local/book.db"
 server='' failed=0
 trap 'stop_server KILL; rm -rf "$work"' EXIT
 
@@ -77,17 +77,27 @@ serves() {
     check "$name: its last line says STOPPED" bash -c "tail -n 1 '$work/console' | grep -q STOPPED"
 }
 
+# survives_kill OPTION…: an entry is there after kill -9 and a new start.
 survives_kill() {
     set -e
-    start_server python3 run.py serve --config configs/addressbook-file.yaml
+    start_server python3 run.py serve "$@"
     local id
     id=$(create -d @data/addresses/namo.json)
     stop_server KILL || true
-    start_server python3 run.py serve --config configs/addressbook-file.yaml --debug
+    start_server python3 run.py serve "$@" --debug
     curl -sf "$book/$id" >"$work/got"
     same_json "$work/got" data/addresses/namo.json
-    same_json "$work/book/$id.json" data/addresses/namo.json
     stop_server INT
+}
+
+# Entries that were made above move from files to SQLite and back, and stay what they are.
+moves_house() {
+    set -e
+    local there=configs/addressbook-file.yaml here=configs/addressbook-sqlite.yaml
+    python3 run.py copy --from $there --to $here --verify
+    ADDRSERVICE_FOLDER="$work/again" python3 run.py copy --from $here --to $there --verify
+    for file in "$work/book/"*.json; do cmp "$file" "$work/again/${file##*/}"; done
+    head -n 1 "$file" | same_json /dev/stdin data/addresses/namo.json
 }
 
 refuses_bad_configuration() {
@@ -103,7 +113,9 @@ serves 'run.py serve' python3 run.py serve --debug
 source .venv/bin/activate
 serves 'server.py as a script' python3 addrservice/tornado/server.py --config ./configs/addressbook-local.yaml --debug
 serves 'python3 -m addrservice' python3 -m addrservice --debug
-check 'an entry in a file survives kill -9' survives_kill
+check 'an entry in a file survives kill -9' survives_kill --config configs/addressbook-file.yaml
+check 'an entry in the default store survives kill -9' survives_kill
+check 'run.py copy moves entries from files to SQLite and back' moves_house
 check 'a bad configuration is one line and status 2' refuses_bad_configuration
 check 'flake8 by hand' flake8 ./addrservice ./tests
 check 'mypy by hand' mypy ./addrservice ./tests

@@ -2,8 +2,8 @@
 
 `AbstractAddressBookDB` is the contract: what stands in its docstrings holds
 for every engine, and `tests/unit/addressbook_db_test.py` replays it on each of
-them. Every engine stores the text that `encode_record` makes, so that engines differ only
-in where it lies.
+them. Every engine stores the text that `encode_record` makes, and a version
+beside it, so that engines differ only in where they lie.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ import contextlib
 import json
 import logging
 import re
+import secrets
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import AsyncGenerator, Sequence
+from typing import ClassVar, NamedTuple
 
 from addrservice.datamodel import AddressEntry
-from addrservice.errors import AddressNotFound, UnreadableRecord
+from addrservice.errors import AddressChanged, AddressNotFound, UnreadableRecord
 from addrservice.utils import logutils
 
-PAGE_SIZE = 10
-"""Records that a listing holds in memory at once, and decodes in one go: even
-of the largest, a few megabytes; in about a millisecond."""
+DECODED_AT_ONCE = 10
+"""Records that a listing decodes before others have their turn: in about a
+millisecond."""
 
 _NICKNAME = re.compile(r'[A-Za-z0-9-]{1,64}')
+_VERSION = re.compile(r'[0-9a-f]{16}')
 
 
 def is_nickname(text: str) -> bool:
@@ -40,9 +42,29 @@ def new_nickname() -> str:
     return uuid.uuid4().hex
 
 
+def is_version(text: str) -> bool:
+    """Whether a text can be a version: 16 hexadecimal digits."""
+    return _VERSION.fullmatch(text) is not None
+
+
+def new_version() -> str:
+    """A version that no state of an entry has had, nor one that was deleted
+    and made again: random, so that no two writers need to agree on it."""
+    return secrets.token_hex(8)
+
+
 def no_such_entry() -> AddressNotFound:
     """The error for a nickname that no entry has."""
     return AddressNotFound('No entry has this id')
+
+
+def require_version(version: str, if_version: str | None) -> None:
+    """Compares the version of an entry with the one that a change is for.
+
+    :raises AddressChanged: it is another one.
+    """
+    if if_version not in (None, version):
+        raise AddressChanged('The entry has changed: it has another version now')
 
 
 def encode_record(entry: AddressEntry) -> str:
@@ -50,14 +72,17 @@ def encode_record(entry: AddressEntry) -> str:
     return json.dumps(entry.to_api_dm(), ensure_ascii=False, separators=(',', ':'))
 
 
-def decode_record(record: Record) -> AddressEntry:
+def decode_record(record: Record) -> Stored:
     """The entry in a stored record.
 
-    :raises UnreadableRecord: the text is not what `encode_record` makes.
+    :raises UnreadableRecord: the text is not what `encode_record` makes, or the
+        version not what `new_version` does.
     """
     try:
-        return AddressEntry.from_api_dm(json.loads(record.text))
-    except (ValueError, RecursionError) as error:
+        checked_version(record.version)
+        entry = AddressEntry.from_api_dm(json.loads(record.text))
+        return Stored(record.nickname, record.version, entry)
+    except (TypeError, ValueError, RecursionError) as error:
         raise UnreadableRecord('The stored entry cannot be read', record.place) from error
 
 
@@ -65,11 +90,27 @@ class Record(NamedTuple):
     """One entry as it lies in a store."""
 
     nickname: str
+    version: str
     text: str
     """What `encode_record` made; anything else is damage."""
 
     place: str
     """Where it lies, for the log if it is damaged; nothing secret, such as a DSN."""
+
+
+class Key(NamedTuple):
+    """Which entry, in which state."""
+
+    nickname: str
+    version: str
+
+
+class Stored(NamedTuple):
+    """An entry, as it is in a store."""
+
+    nickname: str
+    version: str
+    entry: AddressEntry
 
 
 class AbstractAddressBookDB(ABC):
@@ -83,9 +124,16 @@ class AbstractAddressBookDB(ABC):
     - Calls may overlap; each takes effect at one moment between its start and
       its end.
     - A nickname that cannot be one (`is_nickname`) belongs to no entry.
+    - Every write gives its entry a new version. A change that is made
+      ``if_version`` is compared and made at that one moment: of two that
+      build on one version, one is refused.
     - Any call may raise `StorageUnavailable` or `StorageError`, and before
       `start` or after `stop` raises `StorageUnavailable`.
     """
+
+    page_size: ClassVar[int] = 10
+    """Records that a listing holds in memory at once. Even of the largest, ten
+    are a few megabytes; an engine that is asked over a network wants more."""
 
     def __init__(self, logger: logging.Logger) -> None:
         """
@@ -98,6 +146,7 @@ class AbstractAddressBookDB(ABC):
         """Opens the store, and makes it if it does not exist.
 
         :raises ConfigError: the store cannot be used with this configuration.
+        :raises StorageUnavailable: it cannot be reached now.
         """
 
     @abstractmethod
@@ -112,17 +161,19 @@ class AbstractAddressBookDB(ABC):
         """
 
     @abstractmethod
-    async def create_address(self, entry: AddressEntry, nickname: str | None = None) -> str:
+    async def create_address(self, entry: AddressEntry, nickname: str | None = None,
+                             version: str | None = None) -> Key:
         """Stores a new entry.
 
         :param nickname: its name; a new random one if left out.
-        :return: its name.
+        :param version: its version, of a copy; a new one if left out.
+        :return: its name and version.
         :raises AddressExists: the name is taken; that entry stays as it is.
-        :raises ValueError: the nickname cannot be one.
+        :raises ValueError: the nickname or the version cannot be one.
         """
 
     @abstractmethod
-    async def read_address(self, nickname: str) -> AddressEntry:
+    async def read_address(self, nickname: str) -> Stored:
         """The entry with that name.
 
         :raises AddressNotFound: there is none.
@@ -130,42 +181,55 @@ class AbstractAddressBookDB(ABC):
         """
 
     @abstractmethod
-    async def update_address(self, nickname: str, entry: AddressEntry) -> None:
+    async def update_address(self, nickname: str, entry: AddressEntry,
+                             if_version: str | None = None, version: str | None = None) -> str:
         """Replaces the entry with that name, also a damaged one.
 
+        :param if_version: only if this is its version.
+        :param version: the version it gets, of a copy; a new one if left out.
+        :return: the version it got.
         :raises AddressNotFound: there is none; none is made.
+        :raises AddressChanged: it has another version, and keeps it.
+        :raises UnreadableRecord: its version cannot be read to be compared.
+        :raises ValueError: the new version cannot be one.
         """
 
     @abstractmethod
-    async def delete_address(self, nickname: str) -> None:
+    async def delete_address(self, nickname: str, if_version: str | None = None) -> None:
         """Removes the entry with that name, also a damaged one.
 
+        :param if_version: only if this is its version.
         :raises AddressNotFound: there is none.
+        :raises AddressChanged: it has another version, and stays.
+        :raises UnreadableRecord: its version cannot be read to be compared.
         """
 
+    @abstractmethod
+    async def count_addresses(self) -> int:
+        """How many entries there are, damaged ones among them."""
+
     async def read_all_addresses(self, after: str | None = None, limit: int | None = None
-                                 ) -> AsyncGenerator[tuple[str, AddressEntry], None]:
-        """Name and entry, one after the other, in the order of the names'
-        code points.
+                                 ) -> AsyncGenerator[Stored, None]:
+        """One entry after the other, in the order of the code points of their
+        names.
 
         An entry that is there from start to end of the listing appears
         exactly once; one that is written or deleted meanwhile appears as it
         was at some moment, or not at all. Memory in use does not grow with
-        the number of entries. A damaged record is left out, and logged at
-        ERROR.
+        the number of entries, and no transaction is held open. A damaged
+        record is left out, and logged at ERROR.
 
         :param after: start behind this name, whether or not it is there.
         :param limit: at most so many entries.
         """
-        size = min(limit or PAGE_SIZE, PAGE_SIZE)
+        size = min(limit or self.page_size, self.page_size)
         async with contextlib.aclosing(self.read_pages(after or '', size)) as pages:
             found = 0
             async for page in pages:
                 if limit == 0:
                     return
-                await asyncio.sleep(0)  # others have their turn, also where nothing waits
-                for nickname, entry in self._decoded(page):
-                    yield nickname, entry
+                async for stored in self._decoded(page):
+                    yield stored
                     found += 1
                     if found == limit:
                         return
@@ -178,10 +242,12 @@ class AbstractAddressBookDB(ABC):
         :param size: records in one page.
         """
 
-    def _decoded(self, page: Sequence[Record]) -> Iterator[tuple[str, AddressEntry]]:
-        for record in page:
+    async def _decoded(self, page: Sequence[Record]) -> AsyncGenerator[Stored, None]:
+        for place, record in enumerate(page):
+            if place % DECODED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # others have their turn, also where nothing waits
             try:
-                yield record.nickname, decode_record(record)
+                yield decode_record(record)
             except UnreadableRecord as error:
                 logutils.log(self.logger, logging.ERROR, message='UNREADABLE RECORD',
                              record=error.cause, reason=str(error.__cause__))
@@ -197,3 +263,15 @@ def checked_nickname(nickname: str | None) -> str:
     if not is_nickname(nickname):
         raise ValueError('a nickname is 1 to 64 letters, digits and hyphens')
     return nickname
+
+
+def checked_version(version: str | None) -> str:
+    """The version for a write.
+
+    :raises ValueError: it cannot be one.
+    """
+    if version is None:
+        return new_version()
+    if not is_version(version):
+        raise ValueError('a version is 16 hexadecimal digits')
+    return version

@@ -1,9 +1,10 @@
-"""Entries as files: one JSON file each, in one folder, readable with ``cat``.
+"""Entries as files: one each, in one folder, readable with ``cat``.
 
-How a write is all or nothing: the text goes into a temporary file in the same
-folder and from there to the disk (fsync); only then the file gets its name, by
-one system call that the kernel makes atomic, and the folder goes to the disk.
-Creating links, which fails where the name is taken; replacing renames, under a
+A file has two lines, the entry as JSON and its version. How a write is all or
+nothing: the text goes into a temporary file in the same folder and from there
+to the disk (fsync); only then the file gets its name, by one system call that
+the kernel makes atomic, and the folder goes to the disk. Creating links, which
+fails where the name is taken; replacing compares versions and renames, under a
 lock that all processes share, as a rename alone would bring back an entry that
 somebody has just deleted.
 """
@@ -16,6 +17,7 @@ import contextvars
 import errno
 import fcntl
 import functools
+import hashlib
 import heapq
 import logging
 import os
@@ -28,8 +30,8 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from addrservice.database.addressbook_db import (
-    AbstractAddressBookDB, Record, checked_nickname, decode_record, encode_record, is_nickname,
-    no_such_entry)
+    AbstractAddressBookDB, Key, Record, Stored, checked_nickname, checked_version, decode_record,
+    encode_record, is_nickname, is_version, no_such_entry, require_version)
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import (
     AddressExists, AddressNotFound, ConfigError, StorageError, StorageUnavailable,
@@ -97,19 +99,26 @@ class FileAddressBookDB(AbstractAddressBookDB):
     async def ping(self) -> None:
         await self._in_thread(self._probe)
 
-    async def create_address(self, entry: AddressEntry, nickname: str | None = None) -> str:
-        nickname = checked_nickname(nickname)
-        await self._in_thread(self._create, nickname, encode_record(entry))
-        return nickname
+    async def create_address(self, entry: AddressEntry, nickname: str | None = None,
+                             version: str | None = None) -> Key:
+        key = Key(checked_nickname(nickname), checked_version(version))
+        await self._in_thread(self._create, key.nickname, _content(entry, key.version))
+        return key
 
-    async def read_address(self, nickname: str) -> AddressEntry:
+    async def read_address(self, nickname: str) -> Stored:
         return decode_record(await self._in_thread(self._read, nickname))
 
-    async def update_address(self, nickname: str, entry: AddressEntry) -> None:
-        await self._in_thread(self._replace, nickname, encode_record(entry))
+    async def update_address(self, nickname: str, entry: AddressEntry,
+                             if_version: str | None = None, version: str | None = None) -> str:
+        version = checked_version(version)
+        await self._in_thread(self._replace, nickname, _content(entry, version), if_version)
+        return version
 
-    async def delete_address(self, nickname: str) -> None:
-        await self._in_thread(self._delete, nickname)
+    async def delete_address(self, nickname: str, if_version: str | None = None) -> None:
+        await self._in_thread(self._delete, nickname, if_version)
+
+    async def count_addresses(self) -> int:
+        return await self._in_thread(self._count)
 
     async def read_pages(self, after: str, size: int) -> AsyncGenerator[Sequence[Record], None]:
         names = await self._in_thread(self._names, after)
@@ -168,9 +177,9 @@ class FileAddressBookDB(AbstractAddressBookDB):
         if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
             raise StorageUnavailable('The address book cannot be used now', str(self.folder))
 
-    def _create(self, nickname: str, text: str) -> None:
+    def _create(self, nickname: str, content: str) -> None:
         path = self._path(nickname)
-        with self._temporary_file(text) as temporary:
+        with self._temporary_file(content) as temporary:
             try:
                 os.link(temporary, path)
             except FileExistsError:
@@ -194,7 +203,7 @@ class FileAddressBookDB(AbstractAddressBookDB):
     def _read(self, nickname: str) -> Record:
         path = self._path(nickname)
         try:
-            return Record(nickname, _read_text(path), str(path))
+            return _record(nickname, _read_content(path), path)
         except (FileNotFoundError, NotADirectoryError) as error:
             if not path.is_symlink():
                 raise self._missing() from None
@@ -204,29 +213,37 @@ class FileAddressBookDB(AbstractAddressBookDB):
                 raise
             raise _unreadable(path, error) from error
 
-    def _replace(self, nickname: str, text: str) -> None:
+    def _replace(self, nickname: str, content: str, if_version: str | None) -> None:
         path = self._path(nickname)
-        self._require(path)
-        with self._temporary_file(text) as temporary, self._lock(fcntl.LOCK_EX):
-            self._require(path)
+        self._require_version(nickname, if_version)  # before anything is written
+        with self._temporary_file(content) as temporary, self._lock(fcntl.LOCK_EX):
+            self._require_version(nickname, if_version)
             os.replace(temporary, path)
         self._make_last()
 
-    def _delete(self, nickname: str) -> None:
+    def _delete(self, nickname: str, if_version: str | None) -> None:
         path = self._path(nickname)
         with self._lock(fcntl.LOCK_EX):
-            self._require(path)
+            self._require_version(nickname, if_version)
             os.unlink(path)
         self._make_last()
 
     def _names(self, after: str) -> list[str]:
+        with self._all_names() as names:
+            return heapq.nsmallest(NAMES_AT_ONCE, (name for name in names if name > after))
+
+    def _count(self) -> int:
+        with self._all_names() as names:
+            return sum(1 for _ in names)
+
+    @contextlib.contextmanager
+    def _all_names(self) -> Iterator[Iterator[str]]:
         # Under the lock, as a name that is replaced while a folder is read may
         # be missed (POSIX, readdir); shared, as readers do not disturb each other.
         with self._lock(fcntl.LOCK_SH), os.scandir(self.folder) as files:
             names = (file.name.removesuffix(SUFFIX) for file in files
                      if file.name.endswith(SUFFIX))
-            return heapq.nsmallest(
-                NAMES_AT_ONCE, (name for name in names if name > after and is_nickname(name)))
+            yield (name for name in names if is_nickname(name))
 
     def _read_those(self, nicknames: Sequence[str]) -> list[Record]:
         return [record for nickname in nicknames
@@ -238,7 +255,7 @@ class FileAddressBookDB(AbstractAddressBookDB):
         except AddressNotFound:
             return None  # deleted since its name was read
         except UnreadableRecord as error:
-            return Record(nickname, '', error.cause)
+            return Record(nickname, '', '', error.cause)
 
     def _path(self, nickname: str) -> Path:
         # Checked here as well as at the edge: only a name ever becomes a path.
@@ -250,6 +267,12 @@ class FileAddressBookDB(AbstractAddressBookDB):
         if not os.path.lexists(path):
             raise self._missing()
 
+    def _require_version(self, nickname: str, if_version: str | None) -> None:
+        """Holds for what follows if called under the lock."""
+        self._require(self._path(nickname))
+        if if_version is not None:
+            require_version(self._read(nickname).version, if_version)
+
     def _missing(self) -> AddressNotFound | StorageUnavailable:
         """Tells a missing entry from a missing folder."""
         if self.folder.is_dir():
@@ -257,13 +280,13 @@ class FileAddressBookDB(AbstractAddressBookDB):
         return StorageUnavailable('The address book cannot be used now', str(self.folder))
 
     @contextlib.contextmanager
-    def _temporary_file(self, text: str) -> Iterator[Path]:
-        """A file with that text, safely on the disk; gone afterwards unless renamed."""
+    def _temporary_file(self, content: str) -> Iterator[Path]:
+        """A file with that content, safely on the disk; gone afterwards unless renamed."""
         path = self.folder / f'{TEMPORARY_PREFIX}{secrets.token_hex(16)}'
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with open(descriptor, 'wb') as file:
-                file.write(f'{text}\n'.encode())
+                file.write(content.encode())
                 file.flush()
                 os.fsync(descriptor)
             yield path
@@ -317,16 +340,32 @@ def _lock_until(descriptor: int, mode: int, deadline: float) -> None:
             time.sleep(0.001)
 
 
-def _read_text(path: Path) -> str:
+def _content(entry: AddressEntry, version: str) -> str:
+    """What a file holds: the text of the entry in its first line, and the version in its second."""
+    return f'{encode_record(entry)}\n{version}\n'
+
+
+def _record(nickname: str, content: str, path: Path) -> Record:
+    """A file without a version, as people and release 1.0.0 write them, has one that changes
+    with its content."""
+    text, _, version = content.rstrip('\r\n').rpartition('\n')
+    if not is_version(version):
+        content_hash = hashlib.sha256(content.encode('utf-8', 'surrogateescape'))
+        text, version = content, content_hash.hexdigest()[:16]
+    return Record(nickname, version, text, str(path))
+
+
+def _read_content(path: Path) -> str:
     # Non-blocking, as somebody may have put a pipe in an entry's place. Bytes
     # that are no UTF-8 become surrogates, which no entry may hold.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    with _opened(path, os.O_NONBLOCK) as descriptor:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, 'Not a regular file')
-        text = file.read(MAX_RECORD_SIZE + 1)
-    if len(text) > MAX_RECORD_SIZE:
+        with open(descriptor, 'rb', closefd=False) as file:
+            content = file.read(MAX_RECORD_SIZE + 1)
+    if len(content) > MAX_RECORD_SIZE:
         raise OSError(errno.EFBIG, 'Larger than any entry')
-    return text.decode('utf-8', 'surrogateescape')
+    return content.decode('utf-8', 'surrogateescape')
 
 
 def _unreadable(path: Path, error: OSError) -> UnreadableRecord:

@@ -9,7 +9,8 @@ from collections.abc import AsyncGenerator, Sequence
 from sortedcontainers import SortedDict
 
 from addrservice.database.addressbook_db import (
-    AbstractAddressBookDB, Record, checked_nickname, decode_record, encode_record, no_such_entry)
+    AbstractAddressBookDB, Key, Record, Stored, checked_nickname, checked_version, decode_record,
+    encode_record, no_such_entry, require_version)
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import AddressExists, StorageUnavailable
 
@@ -24,45 +25,51 @@ class InMemoryAddressBookDB(AbstractAddressBookDB):
 
     def __init__(self, logger: logging.Logger) -> None:
         super().__init__(logger)
-        self._texts: SortedDict[str, str] | None = None
+        self._records: SortedDict[str, Record] | None = None
 
     @property
-    def texts(self) -> SortedDict[str, str]:
-        """Nickname -> stored text.
+    def records(self) -> SortedDict[str, Record]:
+        """Nickname -> stored record.
 
         :raises StorageUnavailable: the engine is not started.
         """
-        if self._texts is None:
+        if self._records is None:
             raise StorageUnavailable('The address book is not open')
-        return self._texts
+        return self._records
 
     async def start(self) -> None:
-        self._texts = SortedDict()
+        self._records = SortedDict()
 
     async def stop(self) -> None:
-        self._texts = None
+        self._records = None
 
     async def ping(self) -> None:
-        self.texts  # raises unless started
+        self.records  # raises unless started
 
-    async def create_address(self, entry: AddressEntry, nickname: str | None = None) -> str:
-        nickname = checked_nickname(nickname)
-        if nickname in self.texts:
+    async def create_address(self, entry: AddressEntry, nickname: str | None = None,
+                             version: str | None = None) -> Key:
+        key = Key(checked_nickname(nickname), checked_version(version))
+        if key.nickname in self.records:
             raise AddressExists('This id is taken')
-        self.texts[nickname] = encode_record(entry)
-        return nickname
+        self._put(key, entry)
+        return key
 
-    async def read_address(self, nickname: str) -> AddressEntry:
-        self._require(nickname)
+    async def read_address(self, nickname: str) -> Stored:
         return decode_record(self._record(nickname))
 
-    async def update_address(self, nickname: str, entry: AddressEntry) -> None:
-        self._require(nickname)
-        self.texts[nickname] = encode_record(entry)
+    async def update_address(self, nickname: str, entry: AddressEntry,
+                             if_version: str | None = None, version: str | None = None) -> str:
+        key = Key(nickname, checked_version(version))
+        require_version(self._record(nickname).version, if_version)
+        self._put(key, entry)
+        return key.version
 
-    async def delete_address(self, nickname: str) -> None:
-        self._require(nickname)
-        del self.texts[nickname]
+    async def delete_address(self, nickname: str, if_version: str | None = None) -> None:
+        require_version(self._record(nickname).version, if_version)
+        del self.records[nickname]
+
+    async def count_addresses(self) -> int:
+        return len(self.records)
 
     async def read_pages(self, after: str, size: int) -> AsyncGenerator[Sequence[Record], None]:
         # A page is copied before anyone else can run; the next one starts
@@ -72,12 +79,14 @@ class InMemoryAddressBookDB(AbstractAddressBookDB):
             after = page[-1].nickname
 
     def _page(self, after: str, size: int) -> list[Record]:
-        names = self.texts.irange(after, inclusive=(False, True))
-        return [self._record(name) for name in itertools.islice(names, size)]
+        names = self.records.irange(after, inclusive=(False, True))
+        return [self.records[name] for name in itertools.islice(names, size)]
+
+    def _put(self, key: Key, entry: AddressEntry) -> None:
+        self.records[key.nickname] = Record(*key, encode_record(entry), place=key.nickname)
 
     def _record(self, nickname: str) -> Record:
-        return Record(nickname, self.texts[nickname], nickname)
-
-    def _require(self, nickname: str) -> None:
-        if nickname not in self.texts:
+        record = self.records.get(nickname)
+        if record is None:
             raise no_such_entry()
+        return record

@@ -5,28 +5,67 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator
 
+from tornado.web import HTTPError
+
+from addrservice.errors import AddressChanged
+from addrservice.service import VersionedDocument
 from addrservice.tornado.base import BaseRequestHandler
+from addrservice.tornado.conditions import Conditions, etag_of
 from addrservice.tornado.json_body import to_json
+from addrservice.tornado.paging import Page
 
 BUFFER_SIZE = 64 * 1024
 """Characters of a listing that are sent as one piece. A listing that fits one
 is sent whole, with Content-Length and ETag; a longer one is streamed."""
 
+MAX_PAGE_SIZE = 1024 * 1024
+"""Characters after which a page ends before its limit. It cannot be streamed, as
+the link to the next one goes ahead of it."""
+
 
 class AddressBookRequestHandler(BaseRequestHandler):
-    """``/addresses``: the whole book."""
+    """``/addresses``: the whole book, or a page of it."""
 
     async def post(self) -> None:
         """Adds an entry; ``Location`` says where it is now."""
-        nickname = await self.service.create_address(self.read_json())
+        key = await self.service.create_address(self.read_json())
         self.set_status(201)
+        self.set_header('Etag', etag_of(key.version))
         # Under the name that was used: the book has two.
-        self.set_header('Location', f'{self.request.path.rstrip("/")}/{nickname}')
+        self.set_header('Location', f'{self.request.path.rstrip("/")}/{key.nickname}')
 
     async def get(self) -> None:
-        """All entries, as one JSON object from id to entry, in id order."""
+        """Entries as one JSON object from id to entry, in id order."""
+        page = Page.of(self.request.query_arguments)
+        # A streamed answer has no tag to compare, but what is no list is refused everywhere.
+        Conditions.of(self.request.headers)
+        if page.with_count:
+            self.set_header('X-Total-Count', await self.service.count_addresses())
         self.set_json_type()
-        async with contextlib.aclosing(self._pieces()) as pieces:
+        await (self._stream(page) if page.limit is None else self._send_page(page, page.limit))
+
+    head = get
+
+    def compute_etag(self) -> str | None:
+        """A listing that is sent whole has the hash of its body for a tag."""
+        return super(BaseRequestHandler, self).compute_etag()
+
+    async def _send_page(self, page: Page, limit: int) -> None:
+        pieces: list[str] = []
+        size, last = 0, ''
+        # One more than asked for tells whether there are more.
+        async with contextlib.aclosing(
+                self.service.get_all_addresses(page.after, limit + 1)) as entries:
+            async for entry in entries:
+                if len(pieces) == limit or size > MAX_PAGE_SIZE:
+                    self.set_header('Link', page.link_to_next(self.request.path, last))
+                    break
+                pieces.append(_member(entry))
+                size, last = size + len(pieces[-1]), entry.nickname
+        self.write(f'{{{", ".join(pieces)}}}')
+
+    async def _stream(self, page: Page) -> None:
+        async with contextlib.aclosing(self._pieces(page)) as pieces:
             size = 0
             async for piece in pieces:
                 self.write(piece)
@@ -39,13 +78,11 @@ class AddressBookRequestHandler(BaseRequestHandler):
                     if self.request.method == 'HEAD':
                         return
 
-    head = get
-
-    async def _pieces(self) -> AsyncGenerator[str, None]:
+    async def _pieces(self, page: Page) -> AsyncGenerator[str, None]:
         separator = '{'
-        async with contextlib.aclosing(self.service.get_all_addresses()) as entries:
-            async for nickname, document in entries:
-                yield f'{separator}"{nickname}": {to_json(document)}'
+        async with contextlib.aclosing(self.service.get_all_addresses(page.after)) as entries:
+            async for entry in entries:
+                yield f'{separator}{_member(entry)}'
                 separator = ', '
         yield '{}' if separator == '{' else '}'
 
@@ -54,17 +91,73 @@ class AddressBookEntryRequestHandler(BaseRequestHandler):
     """``/addresses/{id}``: one entry."""
 
     async def get(self, nickname: str) -> None:
-        """The entry, exactly as it was put."""
-        self.finish_json(await self.service.get_address(nickname))
+        """The entry, exactly as it was put; 304 if the client has this version."""
+        entry = await self.service.get_address(nickname)
+        if not Conditions.of(self.request.headers).allow_read(entry.version):
+            raise _is_not_met()
+        self.etag = etag_of(entry.version)
+        self.finish_json(entry.document)
 
     head = get
 
     async def put(self, nickname: str) -> None:
-        """Replaces the entry."""
-        await self.service.update_address(nickname, self.read_json())
-        self.set_status(204)
+        """Replaces the entry; or makes it, if it shall be new."""
+        conditions = self._conditions()
+        if conditions.ask_to_create():
+            await self._create(nickname)
+        else:
+            await self._replace(nickname, conditions)
 
     async def delete(self, nickname: str) -> None:
         """Removes the entry."""
-        await self.service.delete_address(nickname)
+        if_version = await self._version_to_change(nickname, self._conditions())
+        await self.service.delete_address(nickname, if_version)
         self.set_status(204)
+
+    async def _create(self, nickname: str) -> None:
+        # Conditions come before the body; the store has the last word.
+        if await self.service.has_address(nickname):
+            raise _is_not_met()
+        key = await self.service.create_address(self.read_json(), nickname)
+        self.set_status(201)
+        self.set_header('Location', self.request.path.rstrip('/'))
+        self.set_header('Etag', etag_of(key.version))
+
+    async def _replace(self, nickname: str, conditions: Conditions) -> None:
+        if_version = await self._version_to_change(nickname, conditions)
+        version = await self.service.update_address(nickname, self.read_json(), if_version)
+        self.set_status(204)
+        self.set_header('Etag', etag_of(version))
+
+    def _conditions(self) -> Conditions:
+        """
+        :raises HTTPError: 428, there are none, and there must be (RFC 6585 section 3).
+        """
+        conditions = Conditions.of(self.request.headers)
+        must_be = self.service.config['server']['require-preconditions']
+        if must_be and conditions == (None, None):
+            raise HTTPError(428, 'Send If-Match with the ETag of the entry that is to be changed, '
+                                 'or If-None-Match: * to make a new one')
+        return conditions
+
+    async def _version_to_change(self, nickname: str, conditions: Conditions) -> str | None:
+        """The version that a change must be made to; None: to any.
+
+        Conditions come before the body (RFC 9110 section 13.2.1), and a missing
+        entry before conditions. They hold for the version that is there now, and
+        the change is made only if it still is.
+        """
+        if conditions.are_met_by_any():
+            return None
+        entry = await self.service.get_address(nickname)
+        if not conditions.allow_change(entry.version):
+            raise _is_not_met()
+        return entry.version
+
+
+def _member(entry: VersionedDocument) -> str:
+    return f'"{entry.nickname}": {to_json(entry.document)}'
+
+
+def _is_not_met() -> AddressChanged:
+    return AddressChanged('A condition in If-Match or If-None-Match is not met')

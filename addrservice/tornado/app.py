@@ -15,6 +15,7 @@ from addrservice.tornado.addressbook import (
     AddressBookEntryRequestHandler, AddressBookRequestHandler)
 from addrservice.tornado.base import (
     BaseRequestHandler, DefaultRequestHandler, ErrorRequestHandler, log_request)
+from addrservice.tornado.conditions import TaggingGZip
 from addrservice.tornado.monitor import HealthRequestHandler, ReadinessRequestHandler
 from addrservice.tornado.telemetry import Telemetry
 
@@ -50,7 +51,7 @@ class AddressBookApplication(tornado.web.Application):
             [(route.pattern(), route.handler, {**self._shared, 'route': route.template})
              for route in ROUTES],
             default_handler_class=DefaultRequestHandler, default_handler_args=self._shared,
-            log_function=log_request, compress_response=True)
+            log_function=log_request, transforms=[TaggingGZip])
 
     def refuse(self, request: httputil.HTTPServerRequest, error: tornado.web.HTTPError
                ) -> httputil.HTTPMessageDelegate:

@@ -19,6 +19,7 @@ from tornado.web import HTTPError
 
 from addrservice import errors
 from addrservice.service import AddressBookService
+from addrservice.tornado.conditions import compressed_etag, is_compressed, read_tags
 from addrservice.tornado.json_body import parse_json, require_json_type, to_json
 from addrservice.tornado.telemetry import RequestEvent, Telemetry, request_id
 from addrservice.utils import logutils
@@ -27,7 +28,8 @@ STATUS_OF: Mapping[type[BaseException], int] = {
     errors.InvalidJSON: 400,
     errors.InvalidAddress: 400,
     errors.AddressNotFound: 404,
-    errors.AddressExists: 409,
+    errors.AddressExists: 412,
+    errors.AddressChanged: 412,
     errors.Overloaded: 503,
     errors.StorageUnavailable: 503,
 }
@@ -68,6 +70,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
             req_id=request_id(self.request.headers), method=str(self.request.method),
             uri=str(self.request.uri), ip=str(self.request.remote_ip), route=route,
             is_probe=self.is_probe)
+        self.etag: str | None = None
         self.hung_up = False
         self.has_begun_answer = False
         self._body = bytearray()
@@ -126,6 +129,21 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         """Sends what has been written so far; called by Tornado at the end, too."""
         self.has_begun_answer = True
         return super().flush(include_footers)
+
+    def compute_etag(self) -> str | None:
+        """The tag of an answer to GET and HEAD; called by Tornado at the end."""
+        return self.etag
+
+    def check_etag_header(self) -> bool:
+        """Whether the client has that answer, so that it is 304; called by Tornado."""
+        etag = self._headers.get('Etag')
+        tags = read_tags(self.request.headers, 'If-None-Match') if etag else None
+        if etag is None or tags is None or not tags.match_weakly(etag.strip('"')):
+            return False
+        # The tag that a 200 would have had (section 15.4.5).
+        if is_compressed(self.request.headers, sum(map(len, self._write_buffer))):
+            self.set_header('Etag', compressed_etag(etag))
+        return True
 
     def set_json_type(self) -> None:
         """The answer is going to be JSON."""

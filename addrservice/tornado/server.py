@@ -31,13 +31,13 @@ from tornado.netutil import bind_sockets
 
 from addrservice import ROOT_DIR, __version__
 from addrservice.config import Config, load_config, printable
-from addrservice.errors import ConfigError
+from addrservice.errors import ConfigError, StorageUnavailable
 from addrservice.tornado.app import make_addrservice_app
 from addrservice.tornado.connection import HTTPServer
 from addrservice.tornado.reader import Limits, Network
 from addrservice.utils import logutils
 
-DEFAULT_CONFIG = ROOT_DIR / 'configs' / 'addressbook-local.yaml'
+DEFAULT_CONFIG = ROOT_DIR / 'configs' / 'addressbook-sqlite.yaml'
 
 SPARE_DESCRIPTORS = 64
 """File descriptors beside those of connections: logs, the store, the loop."""
@@ -46,6 +46,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 CUT_OFF_SECONDS = 1.0
 """For requests that were cut off to end in the log."""
+
+RETRY_SECONDS = 1.0
+"""Between two attempts to open a store that cannot be reached yet."""
 
 STOP_SECONDS = 5.0
 """For the storage engine to finish what it has begun, and close."""
@@ -152,7 +155,7 @@ class Server:
         self._log('STOPPED')
 
     async def _start_service(self) -> None:
-        starting = asyncio.create_task(self.service.start())
+        starting = asyncio.create_task(self._open_store())
         stopping = asyncio.create_task(self.stopping.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -160,6 +163,17 @@ class Server:
             starting.result()
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
+
+    async def _open_store(self) -> None:
+        """Waits for a store that is elsewhere and not there yet: whatever starts
+        first, both come up, and nobody needs to restart this process."""
+        while True:
+            try:
+                return await self.service.start()
+            except StorageUnavailable as error:
+                logutils.log_line(self.logger, logging.WARNING, {
+                    'message': 'STORE NOT REACHABLE', 'reason': str(error), 'cause': error.cause})
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def _drain(self) -> None:
         """Stops without breaking a request: first every answer says that its

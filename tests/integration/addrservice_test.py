@@ -16,15 +16,21 @@ from typing import TYPE_CHECKING, Any
 if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from addrservice.database.addressbook_db import AbstractAddressBookDB, Record
+from addrservice.database.addressbook_db import (
+    AbstractAddressBookDB, Key, Record, Stored, new_version)
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import (
-    AddressNotFound, ConfigError, InvalidAddress, StorageError, StorageUnavailable)
-from addrservice.service import AddressBookService
+    AddressChanged, AddressExists, AddressNotFound, ConfigError, InvalidAddress, StorageError,
+    StorageUnavailable)
+from addrservice.service import AddressBookService, VersionedDocument
 from data import address_data_suite
 from tests.support import DEADLINE, parse_logfmt, quiet_logger, recording_logger
 
 Document = dict[str, Any]
+
+VERSION = '0123456789abcdef'
+
+IMPOSSIBLE_IDS = ['..', 'a/b', 'a%00b', 'a\0b', '', 'x' * 300, 'é', '.tmp-x', 'a\n', 'a.json']
 
 BAD_DOCUMENTS: list[tuple[object, str]] = [
     (None, ''), (5, ''), ('text', ''), ([], ''), ({}, '/full_name'),
@@ -37,7 +43,11 @@ BAD_DOCUMENTS: list[tuple[object, str]] = [
 async def everything(service: AddressBookService, after: str | None = None,
                      limit: int | None = None) -> dict[str, Document]:
     return {nickname: document
-            async for nickname, document in service.get_all_addresses(after, limit)}
+            async for nickname, _, document in service.get_all_addresses(after, limit)}
+
+
+async def all_states(service: AddressBookService) -> list[VersionedDocument]:
+    return [state async for state in service.get_all_addresses()]
 
 
 class StubDB(AbstractAddressBookDB):
@@ -64,23 +74,30 @@ class StubDB(AbstractAddressBookDB):
     async def ping(self) -> None:
         await self.answer('ping')
 
-    async def create_address(self, entry: AddressEntry, nickname: str | None = None) -> str:
+    async def create_address(self, entry: AddressEntry, nickname: str | None = None,
+                             version: str | None = None) -> Key:
         await self.answer('create')
-        return 'a'
+        return Key('a', VERSION)
 
-    async def read_address(self, nickname: str) -> AddressEntry:
+    async def read_address(self, nickname: str) -> Stored:
         await self.answer('read')
-        return AddressEntry(full_name='x')
+        return Stored('a', VERSION, AddressEntry(full_name='x'))
 
-    async def update_address(self, nickname: str, entry: AddressEntry) -> None:
+    async def update_address(self, nickname: str, entry: AddressEntry,
+                             if_version: str | None = None, version: str | None = None) -> str:
         await self.answer('update')
+        return VERSION
 
-    async def delete_address(self, nickname: str) -> None:
+    async def delete_address(self, nickname: str, if_version: str | None = None) -> None:
         await self.answer('delete')
+
+    async def count_addresses(self) -> int:
+        await self.answer('count')
+        return 1
 
     async def read_pages(self, after: str, size: int) -> AsyncGenerator[Sequence[Record], None]:
         await self.answer('list')
-        yield [Record('a', '{"full_name":"x"}', 'a')]
+        yield [Record('a', VERSION, '{"full_name":"x"}', 'a')]
         await self.answer('list on')
 
 
@@ -134,7 +151,7 @@ class ServiceOnEngine(SuiteBase):
 
         :return: id -> document.
         """
-        return {await self.service.create_address(document): document
+        return {(await self.service.create_address(document)).nickname: document
                 for document in address_data_suite().values()}
 
     async def test_a_new_address_book_is_empty(self) -> None:
@@ -145,7 +162,87 @@ class ServiceOnEngine(SuiteBase):
         self.assertEqual(len(address_data_suite()), len(created))
         for nickname, document in created.items():
             self.assertRegex(nickname, r'\A[0-9a-f]{32}\Z')
-            self.assertEqual(document, await self.service.get_address(nickname))
+            self.assertEqual(document, (await self.service.get_address(nickname)).document)
+
+    async def test_a_document_that_is_put_under_an_id_is_found_there(self) -> None:
+        for nickname, document in address_data_suite().items():
+            key = await self.service.create_address(document, nickname)
+            self.assertEqual(nickname, key.nickname)
+            self.assertEqual((*key, document), await self.service.get_address(nickname))
+        self.assertEqual(address_data_suite(), await everything(self.service))
+
+    async def test_an_id_that_is_taken_is_not_given_again(self) -> None:
+        key = await self.service.create_address({'full_name': 'first'}, 'a')
+        with self.assertRaises(AddressExists):
+            await self.service.create_address({'full_name': 'second'}, 'a')
+        self.assertEqual([(*key, {'full_name': 'first'})], await all_states(self.service))
+
+    async def test_under_an_id_that_none_can_have_nothing_is_created(self) -> None:
+        for nickname in IMPOSSIBLE_IDS:
+            with self.subTest(nickname=nickname):
+                with self.assertRaises(AddressNotFound):
+                    await self.service.create_address({'full_name': 'x'}, nickname)
+                with self.assertRaises(InvalidAddress):  # checked first
+                    await self.service.create_address({}, nickname)
+        self.assertEqual({}, await everything(self.service))
+
+    async def test_reading_and_listing_have_the_version_that_a_write_answered(self) -> None:
+        keys = [await self.service.create_address({'full_name': f'{i}'}, f'n{i}')
+                for i in range(3)]
+        states = [(*key, {'full_name': f'{i}'}) for i, key in enumerate(keys)]
+        self.assertEqual(states, await all_states(self.service))
+        version = await self.service.update_address('n0', {'full_name': 'new'})
+        self.assertNotIn(version, [key.version for key in keys])
+        states[0] = ('n0', version, {'full_name': 'new'})
+        self.assertEqual(states, await all_states(self.service))
+        self.assertEqual(states, [await self.service.get_address(f'n{i}') for i in range(3)])
+
+    async def test_a_change_of_the_version_that_an_entry_has_is_made(self) -> None:
+        version = (await self.service.create_address({'full_name': '0'}, 'a')).version
+        for i in range(1, 4):
+            version = await self.service.update_address('a', {'full_name': f'{i}'}, version)
+            self.assertEqual(('a', version, {'full_name': f'{i}'}),
+                             await self.service.get_address('a'))
+        await self.service.delete_address('a', version)
+        await self.assert_not_found('a')
+
+    async def test_a_change_of_another_version_is_refused_and_changes_nothing(self) -> None:
+        over = (await self.service.create_address({'full_name': 'x'}, 'a')).version
+        await self.service.update_address('a', {'full_name': 'y'})
+        before = await all_states(self.service)
+        for version in (over, new_version(), '', '*', 'é', '\0'):
+            with self.subTest(version=version):
+                with self.assertRaises(AddressChanged):
+                    await self.service.update_address('a', {'full_name': 'z'}, version)
+                with self.assertRaises(AddressChanged):
+                    await self.service.delete_address('a', version)
+                self.assertEqual(before, await all_states(self.service))
+
+    async def test_a_change_of_some_version_of_a_missing_entry_does_not_find_it(self) -> None:
+        for nickname in ('a', *IMPOSSIBLE_IDS):
+            with self.subTest(nickname=nickname):
+                with self.assertRaises(AddressNotFound):
+                    await self.service.update_address(nickname, {'full_name': 'x'}, VERSION)
+                with self.assertRaises(AddressNotFound):
+                    await self.service.delete_address(nickname, VERSION)
+        self.assertEqual({}, await everything(self.service))
+
+    async def test_of_changes_that_build_on_one_version_one_is_made(self) -> None:
+        version = (await self.service.create_address({'full_name': 'x'}, 'a')).version
+        results = await asyncio.gather(*[
+            self.service.update_address('a', {'full_name': f'{i}'}, version) for i in range(10)],
+            return_exceptions=True)
+        (winner,) = [i for i, result in enumerate(results) if isinstance(result, str)]
+        self.assertEqual(9, sum(isinstance(result, AddressChanged) for result in results))
+        self.assertEqual(('a', results[winner], {'full_name': f'{winner}'}),
+                         await self.service.get_address('a'))
+
+    async def test_entries_are_counted(self) -> None:
+        self.assertEqual(0, await self.service.count_addresses())
+        created = await self.create_suite()
+        self.assertEqual(len(created), await self.service.count_addresses())
+        await self.service.delete_address(next(iter(created)))
+        self.assertEqual(len(created) - 1, await self.service.count_addresses())
 
     async def test_a_listing_has_every_document_in_id_order_behind_an_id_and_up_to_a_limit(
             self) -> None:
@@ -184,7 +281,7 @@ class ServiceOnEngine(SuiteBase):
 
     async def test_an_id_that_no_entry_has_or_can_have_is_not_found(self) -> None:
         created = await self.create_suite()
-        for nickname in ('0' * 32, '..', 'a/b', 'a%00b', 'a\0b', '', 'x' * 300, 'é', '.tmp-x'):
+        for nickname in ('0' * 32, *IMPOSSIBLE_IDS):
             with self.subTest(nickname=nickname):
                 await self.assert_not_found(nickname)
         self.assertEqual(created, await everything(self.service))
@@ -194,6 +291,9 @@ class ServiceOnEngine(SuiteBase):
         first = next(iter(created))
         for document, pointer in BAD_DOCUMENTS:
             for call in (self.service.create_address(document),
+                         self.service.create_address(document, 'a'),
+                         self.service.create_address(document, first),
+                         self.service.update_address(first, document, VERSION),
                          self.service.update_address(first, document),
                          # Checked before it is asked whether there is such an entry.
                          self.service.update_address('no-such-entry', document)):
@@ -204,12 +304,12 @@ class ServiceOnEngine(SuiteBase):
 
     async def test_documents_are_shared_neither_on_the_way_in_nor_on_the_way_out(self) -> None:
         document = address_data_suite()['namo']
-        nickname = await self.service.create_address(document)
+        nickname = (await self.service.create_address(document)).nickname
         original = copy.deepcopy(document)
         document['emails'][0]['email'] = 'changed@example.org'
-        (await self.service.get_address(nickname))['emails'].clear()
+        (await self.service.get_address(nickname)).document['emails'].clear()
         (await everything(self.service))[nickname].clear()
-        self.assertEqual(original, await self.service.get_address(nickname))
+        self.assertEqual(original, (await self.service.get_address(nickname)).document)
 
     async def test_it_is_ready_from_start_to_stop(self) -> None:
         self.assertTrue(await self.service.is_ready())
@@ -222,7 +322,8 @@ class ServiceOnEngine(SuiteBase):
         for call in (self.service.create_address({'full_name': 'x'}),
                      self.service.get_address('a'), self.service.delete_address('a'),
                      self.service.update_address('a', {'full_name': 'x'}),
-                     everything(self.service)):
+                     self.service.update_address('a', {'full_name': 'x'}, VERSION),
+                     self.service.count_addresses(), everything(self.service)):
             with self.assertRaises(StorageUnavailable):
                 await call
 
@@ -255,11 +356,13 @@ class ConfigurationTests(unittest.IsolatedAsyncioTestCase):
             first, second = (AddressBookService({'addr-db': {'fs': folder}}, quiet_logger())
                              for _ in range(2))
             await first.start()
-            created = {await first.create_address(document): document
-                       for document in address_data_suite().values()}
+            for nickname, document in address_data_suite().items():
+                await first.create_address(document, nickname)
+            states = await all_states(first)
             await first.stop()
             await second.start()
-            self.assertEqual(created, await everything(second))
+            self.assertEqual(address_data_suite(), await everything(second))
+            self.assertEqual(states, await all_states(second))
             await second.stop()
 
     def test_an_empty_configuration_has_the_defaults(self) -> None:
@@ -302,6 +405,7 @@ class DeadlineTests(ServiceTestCase):
             'read': lambda: service.get_address('a'),
             'update': lambda: service.update_address('a', document),
             'delete': lambda: service.delete_address('a'),
+            'count': service.count_addresses,
             'list': lambda: everything(service),
         }
 
@@ -320,8 +424,8 @@ class DeadlineTests(ServiceTestCase):
         service = await self.make(server={'request-timeout': 0.01})
         with self.assertRaises(StorageUnavailable):
             async with asyncio.timeout(DEADLINE / 10):
-                async for nickname, document in service.get_all_addresses():
-                    self.assertEqual(('a', {'full_name': 'x'}), (nickname, document))
+                async for state in service.get_all_addresses():
+                    self.assertEqual(('a', VERSION, {'full_name': 'x'}), state)
                     self.stub.answers.clear()
 
     async def test_a_slow_reader_of_a_listing_does_not_use_up_the_time_of_the_engine(self) -> None:
@@ -379,8 +483,8 @@ class ReadinessTests(ServiceTestCase):
         self.assertTrue(await service.is_ready())
         service.drain()
         self.assertFalse(await service.is_ready())
-        self.assertEqual('a', await service.create_address({'full_name': 'x'}))
-        self.assertEqual({'full_name': 'x'}, await service.get_address('a'))
+        self.assertEqual(('a', VERSION), await service.create_address({'full_name': 'x'}))
+        self.assertEqual(('a', VERSION, {'full_name': 'x'}), await service.get_address('a'))
 
     async def test_a_drain_that_begins_while_it_asks_counts(self) -> None:
         service = await self.make()

@@ -47,7 +47,8 @@ STANDARD_HEADERS = {
 PHRASES = {phrase: status for status, phrases in {
     400: ('Bad Request', 'Invalid JSON body', 'JSON Schema validation failed'),
     404: ('Not Found', 'Unknown Endpoint'), 405: ('Method Not Allowed',),
-    408: ('Request Timeout',), 413: ('Content Too Large',), 414: ('URI Too Long',),
+    408: ('Request Timeout',), 412: ('Precondition Failed',),
+    413: ('Content Too Large',), 414: ('URI Too Long',),
     415: ('Unsupported Media Type',), 417: ('Expectation Failed',),
     431: ('Request Header Fields Too Large',)}.items() for phrase in phrases}
 """Every reason phrase that an error may have -> its status."""
@@ -423,6 +424,73 @@ EXPECTATIONS = [
     Row('two expectations', post(ENTRY, b'Expect: 100-continue, x'), 417, closes=True),
 ]
 
+STALE_CONDITIONS = [
+    b'If-Match: {stale}', b'If-Match: W/{tag}', b'If-Match: "x", W/{tag}, {stale}', b'If-Match: ""',
+    b'If-Match: {tag}\r\nIf-None-Match: {tag}', b'If-Match: *\r\nIf-None-Match: "x", W/{tag}',
+    b'If-Match: "a,b"', b'If-Match: "*"', b'If-Match: "\xe9\x80"', b'If-Match:\t,, {stale} ,',
+    b'If-None-Match: {tag}', b'If-None-Match: W/{tag}', b'If-None-Match: {stale}, {tag}',
+    b'If-None-Match: {stale}\r\nIf-None-Match: {tag}', b'If-None-Match: *',
+    b'If-Match: {tag}\r\nIf-None-Match: *']
+"""Conditions that do not let the entry be changed."""
+
+NO_TAGS = [b'', b',', b'x', b'{id}', b'"', b'"x', b'x"', b"'x'", b'*, *', b'*, {tag}', b'{tag}, *',
+           b'{tag} {stale}', b'{tag}{stale}', b'{tag}; q=1', b'w/{tag}', b'W/ {tag}', b'W/', b'W/*',
+           b'"a b"', b'"a\tb"', b'\xff', b'{tag}, "', b'\xa0{tag}', b'"a\\"b"',
+           b'"x", ' * 3_000 + b'x', b'"a"' + b' ' * 12_000 + b'x', b', ' * 6_000, b'"' * 12_001]
+"""What is no list of entity tags; some of it long."""
+
+NO_CHANGE = b'{"full_name": ""}'
+
+CONDITIONS = [
+    *(Row(f'{method} {show(field)} {body!r:.20}',
+          request(method, '/addresses/{id}', field, body=body), 412)
+      for method, bodies in (('PUT', (METHODS['PUT'], b'it is not json', NO_CHANGE)),
+                             ('DELETE', (b'',)))
+      for field in STALE_CONDITIONS for body in bodies),
+    *(Row(f'GET {show(field)}', request('GET', '/addresses/{id}', field), 412)
+      for field in STALE_CONDITIONS if b'None' not in field),
+    *(Row(f'{method} {name} {number} {show(value)}',
+          request(method, '/addresses/{id}', name.encode() + b': ' + value, body=body), 400,
+          reason='Bad Request')
+      for method, body in METHODS.items() for name in ('If-Match', 'If-None-Match')
+      for number, value in enumerate(NO_TAGS)),
+    *(Row(f'{method} {field.decode()} of no entry', request(
+          method, f'/addresses/{NO_ID}', field, body=body), 404, reason='Not Found')
+      for method, body in METHODS.items()
+      for field in (b'If-Match: *', b'If-Match: {tag}', b'If-Match: "x"', b'If-Match: W/"x", "y"',
+                    b'If-None-Match: {tag}', b'If-Match: *\r\nIf-None-Match: *')),
+    *(Row(f'PUT of a new entry, {name} as id', request(
+          'PUT', f'/addresses/{nickname}', b'If-None-Match: *', body=METHODS['PUT']),
+          404, 400 if name in ('not UTF-8', 'overlong slash') else 0)
+      for name, nickname in STRANGE_IDS.items() if name != 'unknown'),
+    *(Row(f'PUT of a new entry, {name}', request(
+          'PUT', f'/addresses/{NO_ID}', b'If-None-Match: *', *fields, body=body), status)
+      for name, status, body, fields in (
+          ('no JSON', 400, b'it is not json', []), ('of another type', 415, METHODS['PUT'],
+                                                    [b'Content-Type: text/plain']))),
+    Row('PUT of a new entry without a name', request(
+        'PUT', f'/addresses/{NO_ID}', b'If-None-Match: *', body=NO_CHANGE), 400,
+        pointers=['/full_name']),
+    Row('PUT of no JSON with the right tag', request(
+        'PUT', '/addresses/{id}', b'If-Match: {tag}', body=b'it is not json'), 400,
+        reason='Invalid JSON body'),
+    Row('PUT without a name with the right tag', request(
+        'PUT', '/addresses/{id}', b'If-Match: {tag}', body=NO_CHANGE), 400,
+        pointers=['/full_name']),
+]
+
+PAGES = [
+    Row(f'GET /{book}?{show(query)}', request('GET', f'/{book}?{query}'), 400,
+        uri=f'/{book}?{query}', reason='Bad Request')
+    for book in ('addresses', 'addressbook/')
+    for query in (
+        'limit=', 'limit', 'limit=0', 'limit=1001', 'limit=-1', 'limit=1e2', 'limit=%ff',
+        'limit=%d9%a1', 'limit=1%0a', 'limit=1&limit=1', 'limit=' + '9' * 5000,
+        "limit=1';--", 'limit=1%00', 'limit=%0d%0aSet-Cookie:x=1',
+        'cursor=', 'cursor=x', 'cursor={id}', 'cursor=%ff', 'cursor=..%2fcanary',
+        'cursor=' + 'A' * 7000, 'cursor=AAAAAAAAYQ', 'cursor=AAAAAAAAYQ==&limit=1',
+        'limit=1&cursor=x&cursor=x', 'count=', 'count=1', 'count=TRUE', 'count=true&count=true')]
+
 # --- The same, but good ---
 
 ACCEPTED = {
@@ -526,6 +594,8 @@ class BadInputTest(unittest.TestCase):
     server: ClassVar[ServerProcess]
     folder: ClassVar[Path]
     nickname: ClassVar[str]
+    tag: ClassVar[str]
+    stale: ClassVar[str]
     listing: ClassVar[bytes]
 
     @classmethod
@@ -534,7 +604,9 @@ class BadInputTest(unittest.TestCase):
         (cls.folder / 'canary.json').write_bytes(METHODS['PUT'])
         cls.server = cls.enterClassContext(ServerProcess({'addr-db': cls.engine()}))
         for _ in range(2):
-            location = cls.server.request('POST', '/addresses', METHODS['PUT']).headers['Location']
+            created = cls.server.request('POST', '/addresses', METHODS['PUT'])
+        location, cls.stale = created.headers['Location'], created.headers['Etag']
+        cls.tag = cls.server.request('PUT', location, METHODS['PUT']).headers['Etag']
         cls.nickname = location.rpartition('/')[2]
         cls.listing = cls.server.request('GET', '/addresses').body
 
@@ -578,6 +650,14 @@ class BadInputTest(unittest.TestCase):
     def test_an_expectation_that_cannot_be_met_is_refused(self) -> None:
         self.check_all(EXPECTATIONS)
 
+    def test_a_condition_that_is_not_met_or_none_at_all_leaves_the_entry_as_it_was(self) -> None:
+        self.check_all(CONDITIONS)
+        answer = self.only_answer(request('GET', '/addresses/{id}'))
+        self.assertEqual((answer.json(), answer.headers['Etag']), (ENTRY, self.tag))
+
+    def test_a_page_that_cannot_be_is_refused(self) -> None:
+        self.check_all(PAGES)
+
     def check_all(self, rows: Sequence[Row]) -> None:
         self.assertEqual(len({row.name for row in rows}), len(rows))
         for row in rows:
@@ -605,7 +685,9 @@ class BadInputTest(unittest.TestCase):
         self.assert_has_one_line(row, answers[0], lines)
 
     def fill(self, data: bytes) -> bytes:
-        return data.replace(b'{id}', self.nickname.encode())
+        for name, value in (('id', self.nickname), ('tag', self.tag), ('stale', self.stale)):
+            data = data.replace(f'{{{name}}}'.encode(), value.encode())
+        return data
 
     def assert_is_error(self, row: Row, answer: Answer) -> None:
         self.assertIn(answer.status, (row.status, row.or_status))
@@ -767,7 +849,7 @@ class BadInputTest(unittest.TestCase):
                 data = self.server.send(framed(b'Expect: 100-continue', fields))
                 self.assertEqual(re.findall(rb'HTTP/1.1 (\d+)', data), [status])
 
-    # --- Conditions (RFC 9110 section 13), as far as they go ---
+    # --- Conditions (RFC 9110 section 13) that are met ---
 
     def test_what_the_client_has_already_is_not_sent_again(self) -> None:
         for target in ('/addresses/{id}', '/addresses'):
@@ -784,11 +866,11 @@ class BadInputTest(unittest.TestCase):
 
     def test_what_the_client_does_not_have_is_sent(self) -> None:
         tag = self.only_answer(request('GET', '/addresses/{id}')).headers['Etag']
-        for condition in ('"x"', '""', 'W/"x"', tag[:-2] + '"', tag.strip('"'), tag.upper() + 'x',
-                          '', 'x', '"*"', '"', '"x", "y"'):
+        for condition in ('"x"', '""', 'W/"x"', tag[:-2] + '"', tag[:-1] + '0"', '"*"', '"x", "y"',
+                          '"\xe9"', self.stale, f'{self.stale} ,, W/"a,b",'):
             with self.subTest(condition):
                 answer = self.only_answer(request(
-                    'GET', '/addresses/{id}', f'If-None-Match: {condition}'.encode()))
+                    'GET', '/addresses/{id}', f'If-None-Match: {condition}'.encode('latin-1')))
                 self.assertEqual((answer.status, answer.json()), (200, ENTRY))
                 self.assertEqual(answer.headers['Etag'], tag)
 
@@ -797,6 +879,21 @@ class BadInputTest(unittest.TestCase):
             answer = self.only_answer(request(
                 'GET', f'/addresses/{NO_ID}', b'If-None-Match: ' + condition))
             self.assertEqual(answer.status, 404)
+
+    def test_a_condition_that_is_met_lets_the_entry_be_read_replaced_and_removed(self) -> None:
+        for condition in (b'If-Match: {tag}', b'If-Match: *', b'If-Match: {stale}, W/{tag}, {tag}',
+                          b'If-Match: ,"a,b" ,{tag},', b'If-Match: {stale}\r\nIf-Match: {tag}',
+                          b'If-None-Match: {stale}', b'If-None-Match: "\xff"',
+                          b'If-Match: {tag}\r\nIf-None-Match: {stale}'):
+            with self.subTest(condition):
+                created = self.only_answer(post(ENTRY))
+                place, tag = created.headers['Location'], created.headers['Etag']
+                for method, status in (('GET', 200), ('PUT', 204), ('DELETE', 204)):
+                    met = condition.replace(b'{tag}', tag.encode())
+                    answer = self.only_answer(request(method, place, met, body=METHODS[method]))
+                    self.assertEqual(answer.status, status)
+                    tag = answer.headers['Etag']
+                self.assertEqual(self.only_answer(request('GET', place)).status, 404)
 
     # --- Who asks ---
 

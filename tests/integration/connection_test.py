@@ -28,7 +28,7 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 
 from tornado.netutil import bind_sockets
 
-from addrservice.database.addressbook_db import Record
+from addrservice.database.addressbook_db import Key, Record, Stored, new_version
 from addrservice.database.memory_db import InMemoryAddressBookDB
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import StorageError, StorageUnavailable
@@ -68,11 +68,12 @@ class GatedDB(InMemoryAddressBookDB):
         self.contexts: list[tuple[object, object]] = []
         """Request ids in the log's context before the gate and behind it."""
 
-    async def create_address(self, entry: AddressEntry, nickname: str | None = None) -> str:
+    async def create_address(self, entry: AddressEntry, nickname: str | None = None,
+                             version: str | None = None) -> Key:
         await self._pass()
-        return await super().create_address(entry, nickname)
+        return await super().create_address(entry, nickname, version)
 
-    async def read_address(self, nickname: str) -> AddressEntry:
+    async def read_address(self, nickname: str) -> Stored:
         await self._pass()
         return await super().read_address(nickname)
 
@@ -181,10 +182,14 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
         """Adds entries of some 500 bytes, and returns the listing that they make."""
         for number in range(count):
             self.put(number, 500)
-        return {nickname: json.loads(text) for nickname, text in self.db.texts.items()}
+        return {nickname: json.loads(record.text)
+                for nickname, record in self.db.records.items()}
 
     def put(self, number: int, size: int) -> None:
-        self.db.texts[f'{number:032x}'] = json.dumps({'full_name': 'x' * size})
+        self.put_text(f'{number:032x}', json.dumps({'full_name': 'x' * size}))
+
+    def put_text(self, nickname: str, text: str) -> None:
+        self.db.records[nickname] = Record(nickname, new_version(), text, nickname)
 
     def assert_error(self, answer: Answer, status: int) -> Document:
         """It is an error document, and tells nothing that it should not."""
@@ -360,7 +365,7 @@ class HangUpTest(ServerTestCase):
         await self.until_gone()
         self.db.gate.set()
         await self.assert_one_499('POST', '/addresses')
-        self.assertEqual([document async for _, document in self.service.get_all_addresses()],
+        self.assertEqual([entry.document async for entry in self.service.get_all_addresses()],
                          [json.loads(body)])
 
     async def test_in_the_middle_of_a_listing(self) -> None:
@@ -504,7 +509,7 @@ class KeepAliveTest(ServerTestCase):
         self.assertEqual(sorted(line['req_id'] for line in self.lines()), ids)
 
     async def test_a_line_of_the_engine_carries_the_id_of_its_request(self) -> None:
-        self.db.texts['a'] = 'not JSON'
+        self.put_text('a', 'not JSON')
         await self.ask(request('GET', '/addresses', 'X-Request-ID: one', CLOSE))
         line, = self.lines('UNREADABLE RECORD')
         self.assertEqual((line['req_id'], line['level'], line['record']), ('one', 'ERROR', 'a'))

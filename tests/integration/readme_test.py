@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import unittest
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from tests.support import ServerProcess
 README = (ROOT_DIR / 'README.md').read_text()
 VARYING = re.compile(r'^(Date|X-Request-Id|Etag): .*|"uptime": \d+|"req_id": "[0-9a-f]{32}"'
                      r'|^Content-Length: .*', re.MULTILINE)
+NAMED = re.compile(r'^Location: /addresses/(.+)$|^Etag: "(.+)"$', re.MULTILINE)
 
 
 class Step(NamedTuple):
@@ -60,9 +61,14 @@ def run(command: str, port: int) -> str:
     return done.stdout.replace('\r\n', '\n').rstrip('\n')
 
 
-def place_in(output: str) -> str:
-    """The id of the entry that was created."""
-    return str(re.findall('^Location: /addresses/([0-9a-f]{32})$', output, re.MULTILINE)[0])
+def names_in(output: str) -> list[str]:
+    """The ids and versions that an output tells; later commands have them."""
+    return [nickname or version for nickname, version in NAMED.findall(output)]
+
+
+def renamed(text: str, names: Mapping[str, str]) -> str:
+    """A text with each of these names in place of the other."""
+    return re.sub('|'.join(map(re.escape, names)) or '$^', lambda match: names[match[0]], text)
 
 
 def comparable(output: str) -> str:
@@ -73,7 +79,7 @@ def comparable(output: str) -> str:
 def settings(schema: dict[str, Any], prefix: str = '') -> Iterator[str]:
     """The dotted names of all settings."""
     for key, value in schema['properties'].items():
-        is_section = 'properties' in value and key not in ('logging', 'addr-db')
+        is_section = 'properties' in value and key != 'logging'
         yield from settings(value, f'{prefix}{key}.') if is_section else [f'{prefix}{key}']
 
 
@@ -81,15 +87,14 @@ class ReadmeTests(unittest.TestCase):
     maxDiff = None
 
     def test_the_walk_with_curl_prints_what_the_readme_shows(self) -> None:
-        shown_id = real_id = place_in(section('A walk with curl'))
+        real: dict[str, str] = {}
         with ServerProcess() as server:
             for step in steps(section('A walk with curl')):
                 with self.subTest(step.command):
-                    output = run(step.command.replace(shown_id, real_id), server.port)
-                    if 'Location: ' in output:
-                        real_id = place_in(output)
-                    self.assertEqual(comparable(output.replace(real_id, shown_id)),
-                                     comparable(step.output))
+                    output = run(renamed(step.command, real), server.port)
+                    real |= zip(names_in(step.output), names_in(output))
+                    shown = {name: key for key, name in real.items()}
+                    self.assertEqual(comparable(renamed(output, shown)), comparable(step.output))
 
     def test_every_route_is_in_the_table_of_requests(self) -> None:
         documented = ' '.join(re.findall('`([^`]+)`', section('The API')))

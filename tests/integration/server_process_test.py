@@ -59,12 +59,16 @@ WAYS_FROM_ANYWHERE: Mapping[str, list[str]] = {
 }
 
 TIME = r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}'
-BRIEF_LINES = '\n'.join(fr'{TIME} addrservice INFO : {line}' for line in (
+MESSAGES = (
     r'message="STARTING" service_name="Address Book" port=\d+',
     r'req_id="[0-9a-f]{32}" method="POST" uri="/addresses" ip="127\.0\.0\.1" '
     r'message="RESPONSE" status=201 time_ms=\d+\.\d+ route="/addresses" bytes=0',
     r'message="SHUTTING DOWN" service_name="Address Book"',
-    r'message="STOPPED" service_name="Address Book"')) + '\n'
+    r'message="STOPPED" service_name="Address Book"')
+BRIEF = f'{TIME} addrservice INFO : '
+"""How lines begin with the configuration for this machine, and with the default one."""
+
+PLAIN = f'time="{TIME}" logger="addrservice" level="INFO" '
 ORIGIN = ['time', 'logger', 'level', 'file', 'lineno', 'function']
 IDENTITY = ['req_id', 'method', 'uri', 'ip']
 OUTCOME = ['message', 'status', 'time_ms', 'route', 'bytes']
@@ -147,7 +151,7 @@ def line_with(stream: Any, text: str) -> str:
 
 
 def port_in(line: str) -> int:
-    return int(parse_logfmt(line.rstrip('\n').partition(' : ')[2])['port'])
+    return int(line.rpartition(' port=')[2])
 
 
 def request(port: int, method: str, target: str, body: str | None = None) -> Answer:
@@ -163,23 +167,39 @@ def answer_on(connection: http.client.HTTPConnection) -> Answer:
 
 
 class WaysToStartTest(ProcessTest):
-    def start_everywhere(self) -> Iterator[subprocess.Popen[str]]:
-        """Each way that is documented, in the repository and where it can be, elsewhere."""
+    def start_everywhere(self) -> Iterator[tuple[subprocess.Popen[str], str]]:
+        """Each way that is documented, in the repository and where it can be, elsewhere; with how
+        its lines begin."""
         options = ['--port', '0', '--debug']
         for way in WAYS.values():
-            yield self.spawn(*way, '--config', LOCAL_CONFIG, *options)
+            yield self.spawn(*way, '--config', LOCAL_CONFIG, *options), BRIEF
         for way in WAYS_FROM_ANYWHERE.values():
-            yield self.spawn(*way, *options, cwd=self.folder)
+            yield self.spawn(*way, *options, cwd=self.folder), PLAIN
 
     def test_every_way_to_start_serves_and_logs_as_documented(self) -> None:
-        for process in list(self.start_everywhere()):
+        for process, beginning in list(self.start_everywhere()):
             with self.subTest(command=process.args):
                 first = line_with(process.stdout, 'STARTING')
                 self.assertEqual(request(port_in(first), 'POST', '/addresses', ENTRY).status, 201)
                 process.send_signal(signal.SIGTERM)
                 status, rest, err = self.ended(process)
                 self.assertEqual((status, err), (0, ''))
-                self.assertRegex(first + rest, rf'\A{BRIEF_LINES}\Z')
+                lines = ''.join(f'{beginning}{message}\n' for message in MESSAGES)
+                self.assertRegex(first + rest, rf'\A{lines}\Z')
+
+    def test_without_a_configuration_entries_are_there_after_a_restart(self) -> None:
+        places = []
+        for method, place in (('POST', '/addresses'), ('GET', '/addresses')):
+            process = self.spawn(*WAYS_FROM_ANYWHERE['script'], '--port', '0', '--debug',
+                                 cwd=self.folder)
+            port = port_in(line_with(process.stdout, 'STARTING'))
+            answer = request(port, method, place, ENTRY if method == 'POST' else None)
+            places.append(answer.headers['Location'])
+            process.kill()
+            process.wait()
+        nickname = places[0].rpartition('/')[2]
+        self.assertEqual(list(answer.json()), [nickname])
+        self.assertTrue((self.folder / 'local' / 'addressbook.db').is_file())
 
     def test_a_module_or_script_beside_the_server_hides_no_library(self) -> None:
         # The folder of server.py is first on the path when it is run as a script.
@@ -191,7 +211,7 @@ class WaysToStartTest(ProcessTest):
 
     def test_the_log_file_has_the_documented_fields_in_their_order(self) -> None:
         log_file = self.path('.log')
-        process = self.spawn(*WAYS['module'], '--port', '0', '--debug',
+        process = self.spawn(*WAYS['module'], '--config', LOCAL_CONFIG, '--port', '0', '--debug',
                              ADDRSERVICE_LOG=str(log_file))
         request(port_in(line_with(process.stdout, 'STARTING')), 'POST', '/addresses', ENTRY)
         process.send_signal(signal.SIGTERM)

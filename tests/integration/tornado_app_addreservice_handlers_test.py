@@ -29,6 +29,7 @@ class TestAddressServiceApp(AddressServiceAppTestCase):
         response = self.ask('POST', self.book, document)
         self.assertEqual((response.code, response.body), (201, b''))
         self.assertRegex(response.headers['Location'], f'^{self.book}/[0-9a-f]{{32}}$')
+        self.assertRegex(response.headers['Etag'], '^"[0-9a-f]{16}"$')
         return response.headers['Location']
 
     def get_json(self, path: str) -> Any:
@@ -73,6 +74,37 @@ class TestAddressServiceApp(AddressServiceAppTestCase):
         self.assertEqual((changed.code, json.loads(changed.body)), (200, RAGA))
         self.assertNotEqual(changed.headers['Etag'], etag)
 
+    def test_every_write_gives_the_entry_a_new_tag_and_tells_it(self) -> None:
+        place = self.create(NAMO)
+        tags = [self.ask('GET', place).headers['Etag']]
+        for document in (RAGA, RAGA, NAMO):
+            tags.append(self.ask('PUT', place, document).headers['Etag'])
+            self.assertEqual(self.ask('GET', place).headers['Etag'], tags[-1])
+        self.assertEqual(len(set(tags)), len(tags))
+
+    def test_an_entry_that_has_changed_meanwhile_is_not_replaced(self) -> None:
+        place = self.create(NAMO)
+        etag = self.ask('GET', place).headers['Etag']
+        self.assertEqual(self.ask('PUT', place, RAGA, **{'If-Match': etag}).code, 204)
+        for method, document in (('PUT', NAMO), ('DELETE', None)):
+            self.assertEqual(self.ask(method, place, document, **{'If-Match': etag}).code, 412)
+        self.assertEqual(self.get_json(place), RAGA)
+
+    def test_an_entry_is_made_under_an_id_of_the_client(self) -> None:
+        place = f'{self.book}/asha'
+        for code in (201, 412):
+            response = self.ask('PUT', place, NAMO, **{'If-None-Match': '*'})
+            self.assertEqual(response.code, code)
+        self.assertEqual(self.get_json(self.book), {'asha': NAMO})
+
+    def test_the_book_is_read_in_pages(self) -> None:
+        nicknames = sorted(self.create(NAMO).rpartition('/')[2] for _ in range(3))
+        first = self.ask('GET', f'{self.book}?limit=2&count=true')
+        self.assertEqual(list(json.loads(first.body)), nicknames[:2])
+        self.assertEqual(first.headers['X-Total-Count'], '3')
+        following = first.headers['Link'].removeprefix('<').removesuffix('>; rel="next"')
+        self.assertEqual(list(self.get_json(following)), nicknames[2:])
+
     def test_a_refused_document_is_told_every_fault_and_changes_nothing(self) -> None:
         place = self.create(NAMO)
         for method, path in (('POST', self.book), ('PUT', place)):
@@ -100,6 +132,13 @@ class TestAddressServiceAppOnFiles(TestAddressServiceApp):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         return {'addr-db': {'fs': folder.name}}
+
+
+class TestAddressServiceAppOnSQLite(TestAddressServiceApp):
+    def make_config(self) -> dict[str, Any]:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        return {'addr-db': {'sqlite': str(Path(folder.name) / 'store.db')}}
 
 
 if __name__ == '__main__':

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import json
+import operator
 import os
 import re
 import sys
@@ -36,19 +38,23 @@ WRONG_VALUES: dict[str, tuple[object, ...]] = {
     'number': ('5', True, None, [], {}, float('nan'), float('inf'), float('-inf')),
     'array': ('x', 5, None, {}, [5], [None]),
     'null': ('x', 5, False, [], {}),
+    'boolean': ('true', 1, 0, None, [], {}),
 }
 """For each type in the schema, values that are not of it, or not sensible ones."""
+
+REQUIRED = {'sqlite': {'path': 'x'}, 'postgres': {'dsn': 'postgresql://h/b'}}
+"""What a section cannot be without."""
 
 
 def sections() -> Iterator[tuple[str, Schema]]:
     yield from SCHEMA['properties'].items()
 
 
-def settings() -> Iterator[tuple[str, str, Schema]]:
-    """Section, key and schema of everything that can be set."""
-    for section, section_schema in sections():
-        for key, schema in section_schema['properties'].items():
-            yield section, key, schema
+def settings() -> Iterator[tuple[str, Schema]]:
+    """Name and schema of everything that can be set and is no section."""
+    for name, schema in properties(SCHEMA):
+        if '.' in name and 'properties' not in schema:
+            yield name, schema
 
 
 def properties(schema: Schema, place: str = '') -> Iterator[tuple[str, Schema]]:
@@ -58,17 +64,30 @@ def properties(schema: Schema, place: str = '') -> Iterator[tuple[str, Schema]]:
         yield from properties(sub_schema, f'{place}{key}.')
 
 
-def bounds() -> Iterator[tuple[str, str, float, tuple[float, ...]]]:
-    """Section, key, a value at a bound of it, and values beyond that bound."""
-    for section, key, schema in settings():
+def config_with(name: str, value: object) -> dict[str, Any]:
+    """A configuration that sets this, and whatever else its section must have."""
+    section, _, rest = name.partition('.')
+    if not rest:
+        return {section: value}
+    return {section: {**REQUIRED.get(section, {}), **config_with(rest, value)}}
+
+
+def setting(config: dict[str, Any], name: str) -> Any:
+    """What a configuration says of a setting."""
+    return functools.reduce(operator.getitem, name.split('.'), config)
+
+
+def bounds() -> Iterator[tuple[str, float, tuple[float, ...]]]:
+    """The name of a setting, a value at a bound of it, and values beyond that bound."""
+    for name, schema in settings():
         step = 1 if schema.get('type') == 'integer' else 0.001
         if 'minimum' in schema:
-            yield section, key, schema['minimum'], (schema['minimum'] - step,)
+            yield name, schema['minimum'], (schema['minimum'] - step,)
         if 'exclusiveMinimum' in schema:
             least = schema['exclusiveMinimum']
-            yield section, key, least + step, (least, least - step)
+            yield name, least + step, (least, least - step)
         if 'maximum' in schema:
-            yield section, key, schema['maximum'], (schema['maximum'] + step,)
+            yield name, schema['maximum'], (schema['maximum'] + step,)
 
 
 class ConfigTest(unittest.TestCase):
@@ -113,9 +132,9 @@ class SchemaTest(unittest.TestCase):
         self.assertEqual(is_open, ['logging'])
 
     def test_every_number_has_a_lower_and_an_upper_bound(self) -> None:
-        for section, key, schema in settings():
+        for name, schema in settings():
             if schema.get('type') in ('integer', 'number'):
-                with self.subTest(key=f'{section}.{key}'):
+                with self.subTest(key=name):
                     self.assertIn('maximum', schema)
                     self.assertTrue({'minimum', 'exclusiveMinimum'} & set(schema))
 
@@ -137,7 +156,8 @@ class SchemaTest(unittest.TestCase):
 class DefaultsTest(ConfigTest):
     def expected(self) -> dict[str, Any]:
         """What the schema alone says of a configuration that says nothing."""
-        return {section: {key: schema['default'] for key, schema in properties(section_schema)
+        return {section: {key: schema['default']
+                          for key, schema in section_schema['properties'].items()
                           if 'default' in schema} or section_schema['default']
                 for section, section_schema in sections() if 'default' in section_schema}
 
@@ -166,6 +186,23 @@ class DefaultsTest(ConfigTest):
     def test_a_complete_configuration_completes_to_itself(self) -> None:
         config = complete_config({'server': {'port': 1234}})
         self.assertEqual(complete_config(config), config)
+
+    def test_a_text_stands_for_a_section_with_that_one_setting(self) -> None:
+        for engine, key in (('sqlite', 'path'), ('postgres', 'dsn')):
+            with self.subTest(engine=engine):
+                config = complete_config({'addr-db': {engine: 'x'}})
+                self.assertEqual(config, complete_config({'addr-db': {engine: {key: 'x'}}}))
+                self.assertEqual(config['addr-db'][engine][key], 'x')
+                self.assertGreater(len(config['addr-db'][engine]), 1, 'no defaults')
+
+    def test_a_section_without_what_it_cannot_be_without_is_refused(self) -> None:
+        for engine, key in (('sqlite', 'path'), ('postgres', 'dsn')):
+            sections: tuple[object, ...] = ({}, '', None, 5, [])
+            for section in sections:
+                with self.subTest(section=section), self.refused(f'addr-db.{engine}'):
+                    complete_config({'addr-db': {engine: section}})
+            with self.refused(f'addr-db.{engine}: ', repr(key)):
+                complete_config({'addr-db': {engine: {}}})
 
     def test_the_configuration_that_is_completed_is_not_changed(self) -> None:
         given: dict[str, Any] = {'server': {'port': 1}, 'drain': None, 'addr-db': {'memory': None}}
@@ -214,12 +251,12 @@ class WrongKeyTest(ConfigTest):
             self.load('server: {prot: 1}')
 
     def test_every_key_that_is_misspelt_gets_the_right_suggestion(self) -> None:
-        for section, key, _ in settings():
-            wrong = f'{key}x'
-            if section != 'logging':
-                with self.subTest(key=f'{section}.{wrong}'):
-                    with self.refused(f"{section}.{wrong}: unknown ", f'did you mean {key!r}?'):
-                        complete_config({section: {wrong: 1}})
+        for name, _ in settings():
+            key = name.rpartition('.')[2]
+            if not name.startswith('logging'):
+                with self.subTest(key=name):
+                    with self.refused(f"{name}x: unknown ", f'did you mean {key!r}?'):
+                        complete_config(config_with(f'{name}x', 1))
 
     def test_an_unknown_key_like_no_other_gets_all_that_are_known(self) -> None:
         with self.refused('drain.xyzzy: unknown key', *SCHEMA['properties']['drain']['properties']):
@@ -256,14 +293,14 @@ class WrongKeyTest(ConfigTest):
 
 class WrongValueTest(ConfigTest):
     def test_every_key_refuses_every_other_type_and_is_named(self) -> None:
-        for section, key, schema in settings():
+        for name, schema in settings():
             for value in WRONG_VALUES.get(schema.get('type', ''), ()):
-                with self.subTest(key=f'{section}.{key}', value=value):
-                    with self.refused(f'{section}.{key}'):
-                        complete_config({section: {key: value}})
+                with self.subTest(key=name, value=value):
+                    with self.refused(name):
+                        complete_config(config_with(name, value))
 
     def test_there_are_wrong_values_for_every_type(self) -> None:
-        self.assertEqual({schema['type'] for _, _, schema in settings() if 'type' in schema},
+        self.assertEqual({schema['type'] for _, schema in settings() if 'type' in schema},
                          set(WRONG_VALUES))
 
     def test_every_section_must_be_a_mapping(self) -> None:
@@ -279,13 +316,13 @@ class WrongValueTest(ConfigTest):
                 complete_config({'logging': section})
 
     def test_a_value_at_a_bound_is_fine_and_one_beyond_it_is_not(self) -> None:
-        for section, key, at_bound, beyond in bounds():
-            with self.subTest(key=f'{section}.{key}'):
-                self.assertEqual(complete_config({section: {key: at_bound}})[section][key],
-                                 at_bound)
+        for name, at_bound, beyond in bounds():
+            with self.subTest(key=name):
+                config = complete_config(config_with(name, at_bound))
+                self.assertEqual(setting(config, name), at_bound)
                 for value in beyond:
-                    with self.refused(f'{section}.{key}: must be '):
-                        complete_config({section: {key: value}})
+                    with self.refused(f'{name}: must be '):
+                        complete_config(config_with(name, value))
 
     def test_a_whole_number_of_seconds_is_a_number(self) -> None:
         self.assertEqual(self.load('drain: {delay: 3}')['drain']['delay'], 3)

@@ -30,14 +30,15 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from addrservice.database import file_db
-from addrservice.database.addressbook_db import encode_record
+from addrservice.database.addressbook_db import (
+    Key, Stored, encode_record, is_version, new_version)
 from addrservice.database.file_db import MAX_RECORD_SIZE, FileAddressBookDB
 from addrservice.datamodel import (
     MAX_DIGITS, MAX_ITEMS, MAX_NAME, MAX_NUMBER, MAX_TEXT, Address, AddressEntry, AddressType,
     Email, Phone)
 from addrservice.errors import (
-    AddressExists, AddressNotFound, ConfigError, StorageError, StorageUnavailable,
-    UnreadableRecord)
+    AddressChanged, AddressExists, AddressNotFound, ConfigError, StorageError,
+    StorageUnavailable, UnreadableRecord)
 from data import address_data_suite
 from tests.support import quiet_logger, recording_logger
 
@@ -53,6 +54,14 @@ LASTING = [errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM]
 
 FOREIGN_FILES = ['README', 'x', 'x.json.json', 'a b.json', 'é.json', '.json', '.hidden.json',
                  'b.JSON', 'b.json.bak', 'a_b.json', 'x' * 65 + '.json', 'b.jsonx', 'bjson']
+
+VERSION = '0123456789abcdef'
+
+UNVERSIONED = [
+    b'{"full_name":"Asha"}\n', b'{"full_name":"Asha"}', b'{"full_name": "Asha"}\r\n',
+    b'{\n  "full_name": "Asha"\n}\n', b'\n\n{"full_name":\n\n"Asha"\n}\n\n',
+    b'{\r\n\t"full_name": "Asha"\r\n}\r\n',
+]
 
 Call = Callable[[], Awaitable[object]]
 
@@ -119,9 +128,18 @@ class FileEngineTestCase(unittest.IsolatedAsyncioTestCase):
         return sorted(name for name in os.listdir(self.folder)
                       if is_temporary(name) or not name.startswith('.'))
 
+    def lines(self, nickname: str) -> list[str]:
+        """A file's lines, each of them ended."""
+        *lines, rest = self.path(nickname).read_bytes().decode().split('\n')
+        self.assertEqual('', rest)
+        return lines
+
+    async def version(self, nickname: str = 'a') -> str:
+        return (await self.db.read_address(nickname)).version
+
     async def full_names(self, db: FileAddressBookDB | None = None) -> dict[str, str]:
-        return {nickname: entry.full_name
-                async for nickname, entry in (db or self.db).read_all_addresses()}
+        return {stored.nickname: stored.entry.full_name
+                async for stored in (db or self.db).read_all_addresses()}
 
     def calls(self, nickname: str = 'a') -> dict[str, Call]:
         """Every call that touches the folder; creating uses another name."""
@@ -130,6 +148,7 @@ class FileEngineTestCase(unittest.IsolatedAsyncioTestCase):
             'create': lambda: self.db.create_address(entry_of('new'), f'{nickname}-new'),
             'read': lambda: self.db.read_address(nickname),
             'list': self.full_names,
+            'count': self.db.count_addresses,
             'update': lambda: self.db.update_address(nickname, entry_of('new')),
             'delete': lambda: self.db.delete_address(nickname),
         }
@@ -162,13 +181,15 @@ class FileEngineTestCase(unittest.IsolatedAsyncioTestCase):
 
 class LayoutTests(FileEngineTestCase):
 
-    async def test_an_entry_is_one_line_of_json_in_one_file_named_after_it(self) -> None:
+    async def test_an_entry_is_a_line_of_json_and_its_version_in_a_file_named_after_it(
+            self) -> None:
         for name, document in address_data_suite().items():
             entry = AddressEntry.from_api_dm(document)
-            await self.db.create_address(entry, name)
-            text = self.path(name).read_text('utf-8')
-            self.assertEqual(f'{encode_record(entry)}\n', text)
-            self.assertEqual(document, json.loads(text))
+            key = await self.db.create_address(entry, name)
+            self.assertEqual([encode_record(entry), key.version], self.lines(name))
+            self.assertEqual(document, json.loads(self.lines(name)[0]))
+            version = await self.db.update_address(name, entry)
+            self.assertEqual([encode_record(entry), version], self.lines(name))
         self.assertEqual([f'{name}.json' for name in address_data_suite()], self.names())
 
     async def test_folder_and_files_are_for_their_owner_only_whatever_the_umask(self) -> None:
@@ -200,8 +221,10 @@ class LayoutTests(FileEngineTestCase):
         (self.folder / os.fsdecode(b'\xff.json')).write_text('{"full_name":"foreign"}')
         (self.folder / 'folder').mkdir()
         before = self.names()
+        self.assertEqual(0, await self.db.count_addresses())
         await self.db.create_address(entry_of('x'), 'x')
-        self.assertEqual(['x'], [name async for name, _ in self.db.read_all_addresses()])
+        self.assertEqual({'x': 'x'}, await self.full_names())
+        self.assertEqual(1, await self.db.count_addresses())
         await self.db.delete_address('x')
         await self.db.stop()
         await self.db.start()
@@ -232,18 +255,140 @@ class LayoutTests(FileEngineTestCase):
                     self.assertEqual(names, list(await self.full_names()))
                 self.assertGreaterEqual(scandir.call_count, 50 / batch)
                 seen = []
-                async for name, _ in self.db.read_all_addresses():
-                    seen.append(name)
-                    if name[-1] in '369':  # among them the ends of batches
-                        await self.db.delete_address(name)
+                async for stored in self.db.read_all_addresses():
+                    seen.append(stored.nickname)
+                    if stored.nickname[-1] in '369':  # among them the ends of batches
+                        await self.db.delete_address(stored.nickname)
                 self.assertEqual(names, seen)
 
     async def test_a_listing_reads_no_more_than_a_limit_needs(self) -> None:
         for i in range(50):
             self.path(f'n{i:02}').write_text('damaged' if i >= 5 else '{"full_name":"x"}')
-        names = [name async for name, _ in self.db.read_all_addresses(limit=5)]
+        names = [stored.nickname async for stored in self.db.read_all_addresses(limit=5)]
         self.assertEqual([f'n{i:02}' for i in range(5)], names)
         self.assertEqual([], self.logged)
+
+
+class VersionTests(FileEngineTestCase):
+    """Which version a file has that this engine did not write."""
+
+    async def read(self, content: bytes, nickname: str = 'a') -> Stored:
+        """The entry in a file with that content."""
+        self.path(nickname).write_bytes(content)
+        return await self.db.read_address(nickname)
+
+    async def assert_damaged(self, content: bytes) -> None:
+        """It cannot be read, no version of it changed, and it can still be mended."""
+        with self.subTest(content=content):
+            with self.assertRaises(UnreadableRecord):
+                await self.read(content)
+            for version in (VERSION, new_version(), ''):
+                with self.assertRaises(AddressChanged):
+                    await self.db.update_address('a', entry_of('x'), version)
+            self.assertEqual(content, self.path('a').read_bytes())
+            await self.mend()
+
+    async def mend(self) -> None:
+        version = await self.db.update_address('a', entry_of('mended'))
+        self.assertEqual([encode_record(entry_of('mended')), version], self.lines('a'))
+
+    async def test_a_file_without_a_version_has_one_that_stays_until_it_changes(self) -> None:
+        for content in UNVERSIONED:
+            with self.subTest(content=content):
+                stored = await self.read(content)
+                self.assertEqual('Asha', stored.entry.full_name)
+                self.assertTrue(is_version(stored.version))
+                self.assertEqual(stored, await self.db.read_address('a'))
+                self.assertEqual([stored], [s async for s in self.db.read_all_addresses()])
+                other = await self.start_engine()
+                self.assertEqual(stored, await other.read_address('a'))
+                self.assertEqual(content, self.path('a').read_bytes())
+
+    async def test_a_file_without_a_version_has_another_after_any_edit(self) -> None:
+        versions = [(await self.read(content)).version for content in UNVERSIONED]
+        versions.append((await self.read(b'{"full_name":"Usha"}\n')).version)
+        self.assertEqual(len(UNVERSIONED) + 1, len(set(versions)))
+
+    async def test_a_file_without_a_version_is_changed_if_its_version_is_the_expected(
+            self) -> None:
+        for content in UNVERSIONED:
+            with self.subTest(content=content):
+                version = (await self.read(content)).version
+                updated = await self.db.update_address('a', entry_of('x'), version)
+                self.assertNotEqual(version, updated)
+                self.assertEqual([encode_record(entry_of('x')), updated], self.lines('a'))
+                with self.assertRaises(AddressChanged):
+                    await self.db.delete_address('a', version)
+                version = (await self.read(content)).version
+                await self.db.delete_address('a', version)
+                self.assertEqual([], self.names())
+
+    async def test_an_edit_by_hand_is_not_overwritten_by_who_has_not_seen_it(self) -> None:
+        version = (await self.read(b'{"full_name":"Asha"}')).version
+        edited = await self.read(b'{"full_name":"Usha"}')
+        for call in (self.db.update_address('a', entry_of('x'), version),
+                     self.db.delete_address('a', version)):
+            with self.assertRaises(AddressChanged):
+                await call
+        self.assertEqual(edited, await self.db.read_address('a'))
+
+    async def test_a_version_that_somebody_took_out_by_hand_is_over(self) -> None:
+        version = (await self.db.create_address(entry_of('x'), 'a')).version
+        stored = await self.read(self.lines('a')[0].encode())
+        self.assertEqual('x', stored.entry.full_name)
+        self.assertNotEqual(version, stored.version)
+        with self.assertRaises(AddressChanged):
+            await self.db.update_address('a', entry_of('y'), version)
+
+    async def test_a_version_in_the_last_line_is_the_version_however_the_entry_is_laid_out(
+            self) -> None:
+        for text in UNVERSIONED:
+            for end in (b'', b'\n'):
+                with self.subTest(text=text, end=end):
+                    content = b'%s\n%s%s' % (text, VERSION.encode(), end)
+                    stored = await self.read(content)
+                    self.assertEqual((VERSION, 'Asha'), (stored.version, stored.entry.full_name))
+                    await self.db.update_address('a', entry_of('x'), VERSION)
+
+    async def test_a_last_line_that_is_neither_entry_nor_version_makes_a_record_damaged(
+            self) -> None:
+        for line in [b'x', b'0', VERSION[:-1].encode(), f'{VERSION}0'.encode(),
+                     VERSION.upper().encode(), f' {VERSION}'.encode(), f'"{VERSION}"'.encode(),
+                     b'\xff' * 16, '\u0660'.encode() * 16, b'\0' * 16, b'{}']:
+            for end in (b'', b'\n'):
+                await self.assert_damaged(b'{"full_name":"Asha"}\n%s%s' % (line, end))
+
+    async def test_two_versions_make_a_record_damaged(self) -> None:
+        self.path('a').write_text(f'{{"full_name":"Asha"}}\n{new_version()}\n{VERSION}\n')
+        with self.assertRaises(UnreadableRecord):
+            await self.db.read_address('a')
+        await self.db.update_address('a', entry_of('x'), VERSION)
+        self.assertEqual({'a': 'x'}, await self.full_names())
+
+    async def test_a_version_without_an_entry_is_a_damaged_record_that_has_that_version(
+            self) -> None:
+        for content in (VERSION, f'{VERSION}\n', f'\n{VERSION}\n', f'damaged\n{VERSION}\n'):
+            with self.subTest(content=content):
+                with self.assertRaises(UnreadableRecord):
+                    await self.read(content.encode())
+                for version in (new_version(), ''):
+                    with self.assertRaises(AddressChanged):
+                        await self.db.update_address('a', entry_of('x'), version)
+                self.assertEqual(content, self.path('a').read_text())
+                await self.db.update_address('a', entry_of('x'), VERSION)
+                self.assertEqual({'a': 'x'}, await self.full_names())
+
+    async def test_a_file_of_two_lines_that_end_as_on_windows_has_the_version_in_it(self) -> None:
+        stored = await self.read(b'{"full_name":"Asha"}\r\n%s\r\n' % VERSION.encode())
+        self.assertEqual((VERSION, 'Asha'), (stored.version, stored.entry.full_name))
+
+    async def test_a_damaged_file_without_a_version_can_be_mended_and_deleted(self) -> None:
+        for content in (b'', b'\n', b'\0' * 100, b'damaged', b'[]', b'\xff', b'{"full_name":"x"',
+                        b'{"full_name":"x\xff"}', b'\xef\xbb\xbf{"full_name":"x"}'):
+            await self.assert_damaged(content)
+            self.path('a').write_bytes(content)
+            await self.db.delete_address('a')
+            self.assertEqual([], self.names())
 
 
 class DurabilityTests(FileEngineTestCase):
@@ -274,13 +419,32 @@ class DurabilityTests(FileEngineTestCase):
         folder = ('fsync', None)
         for items in (0, 50):  # less and more than what is written at once
             entry = entry_of('Asha', items)
-            file = ('fsync', len(encode_record(entry)) + 1)
+            file = ('fsync', len(f'{encode_record(entry)}\n{new_version()}\n'))
             self.assertEqual([file, ('link', 'a.json'), folder],
                              await self.steps_of(lambda: self.db.create_address(entry, 'a')))
             self.assertEqual([file, ('replace', 'a.json'), folder],
                              await self.steps_of(lambda: self.db.update_address('a', entry)))
+            version = await self.version()
+            self.assertEqual(
+                [file, ('replace', 'a.json'), folder],
+                await self.steps_of(lambda: self.db.update_address('a', entry, version)))
             self.assertEqual([('unlink', 'a.json'), folder],
                              await self.steps_of(lambda: self.db.delete_address('a')))
+
+    async def test_a_change_that_is_refused_changes_no_name(self) -> None:
+        await self.db.create_address(entry_of('x'), 'a')
+        before = self.path('a').stat().st_ino
+
+        async def change() -> None:
+            with self.assertRaises(AddressChanged):
+                await self.db.update_address('a', entry_of('y'), new_version())
+            with self.assertRaises(AddressChanged):
+                await self.db.delete_address('a', new_version())
+
+        steps = await self.steps_of(change)
+        self.assertLessEqual({name for name, _ in steps}, {'fsync'})
+        self.assertEqual(before, self.path('a').stat().st_ino)
+        self.assertEqual(['a.json'], self.names())
 
     async def test_after_each_of_many_kills_all_that_was_acknowledged_is_there(self) -> None:
         await self.db.stop()
@@ -314,6 +478,8 @@ class DurabilityTests(FileEngineTestCase):
         for nickname in {*allowed, *found}:
             self.assertIn(found.get(nickname), allowed.get(nickname, {None}), nickname)
         self.assertEqual([], self.logged)  # every file is whole
+        for nickname in found:
+            self.assertTrue(is_version(self.lines(nickname)[1]))
         self.assertEqual([f'{nickname}.json' for nickname in sorted(found)], self.names())
         return found
 
@@ -371,8 +537,8 @@ class EventLoopTests(FileEngineTestCase):
     async def test_no_call_keeps_the_event_loop_from_going_on(self) -> None:
         self.path('a').write_text('{"full_name":"x"}')
         for name, function in [('ping', 'access'), ('create', 'open'), ('read', 'open'),
-                               ('list', 'scandir'), ('list', 'open'), ('update', 'open'),
-                               ('delete', 'open')]:
+                               ('list', 'scandir'), ('list', 'open'), ('count', 'scandir'),
+                               ('update', 'open'), ('delete', 'open')]:
             with self.subTest(call=name, function=function), Held(function) as held:
                 task = asyncio.ensure_future(self.calls()[name]())
                 await held.reached()
@@ -407,10 +573,10 @@ class SharingTests(FileEngineTestCase):
             results = await asyncio.gather(*[
                 engine.create_address(entry_of(f'{i}'), f'n{turn}')
                 for i, engine in enumerate(engines * 3)], return_exceptions=True)
-            winners = [i for i, result in enumerate(results) if result == f'n{turn}']
-            losers = [result for result in results if isinstance(result, AddressExists)]
-            self.assertEqual((1, 8), (len(winners), len(losers)))
-            self.assertEqual(f'{winners[0]}', (await self.db.read_address(f'n{turn}')).full_name)
+            losers = [isinstance(result, AddressExists) for result in results]
+            self.assertEqual(8, sum(losers))
+            self.assertEqual(f'{losers.index(False)}',
+                             (await self.db.read_address(f'n{turn}')).entry.full_name)
 
     async def test_of_creates_by_several_processes_one_wins_each_nickname(self) -> None:
         workers = {name: self.worker(create_shared, name) for name in ('one', 'two', 'three')}
@@ -426,10 +592,54 @@ class SharingTests(FileEngineTestCase):
         self.assertEqual(sorted(SHARED_NICKNAMES), sorted(winners))
         self.assertEqual(winners, await self.full_names())
 
+    async def test_of_many_processes_that_count_up_one_number_none_loses_any(self) -> None:
+        await self.db.create_address(entry_of('0'), 'a')
+        workers = [self.worker(count_up, 'a', '20') for _ in range(3)]
+        for worker in workers:
+            self.assertEqual('ready', await self.line_of(worker))
+        for worker in workers:
+            self.tell(worker, 'go')
+        versions = [version for worker in workers
+                    for version in json.loads(await self.line_of(worker))]
+        self.assertEqual(60, len(set(versions)))
+        self.assertEqual({'a': '60'}, await self.full_names())
+        self.assertIn(await self.version(), versions)
+
+    async def test_a_version_is_compared_and_replaced_at_one_moment(self) -> None:
+        other = await self.start_engine()
+        seconds: list[Callable[[str], Awaitable[object]]] = [
+            lambda version: other.update_address('a', entry_of('second'), version),
+            lambda version: other.delete_address('a', version)]
+        for second in seconds:
+            version = (await self.db.create_address(entry_of('x'), 'a')).version
+            with Held('replace') as held:
+                first = asyncio.create_task(self.db.update_address('a', entry_of('y'), version))
+                await held.reached()
+                refused = asyncio.ensure_future(second(version))
+                await asyncio.wait([refused], timeout=0.1)
+            with self.assertRaises(AddressChanged):
+                await refused
+            self.assertEqual(Stored('a', await first, entry_of('y')),
+                             await self.db.read_address('a'))
+            await self.db.delete_address('a')
+
+    async def test_an_update_of_a_version_that_a_delete_takes_away_does_not_find_it(self) -> None:
+        other = await self.start_engine()
+        version = (await self.db.create_address(entry_of('x'), 'a')).version
+        with Held('unlink', lambda path: not is_temporary(path)) as held:
+            delete = asyncio.create_task(self.db.delete_address('a', version))
+            await held.reached()
+            update = asyncio.create_task(other.update_address('a', entry_of('y'), version))
+            await asyncio.wait([update], timeout=0.1)
+        await delete
+        with self.assertRaises(AddressNotFound):
+            await update
+        self.assertEqual([], self.names())
+
     async def test_what_one_engine_writes_the_others_see_at_once(self) -> None:
         other = await self.start_engine()
         await other.create_address(entry_of('x'), 'a')
-        self.assertEqual('x', (await self.db.read_address('a')).full_name)
+        self.assertEqual('x', (await self.db.read_address('a')).entry.full_name)
         await self.db.update_address('a', entry_of('y'))
         self.assertEqual({'a': 'y'}, await self.full_names(other))
         await other.delete_address('a')
@@ -506,7 +716,7 @@ class SharingTests(FileEngineTestCase):
             for call in (self.calls()['update'], self.calls()['delete']):
                 with self.assertRaises(StorageUnavailable):
                     await asyncio.wait_for(asyncio.ensure_future(call()), PATIENCE)
-        self.assertEqual('x', (await self.db.read_address('a')).full_name)
+        self.assertEqual('x', (await self.db.read_address('a')).entry.full_name)
         await self.db.create_address(entry_of('x'), 'c')
         self.end(worker)
         await self.db.update_address('a', entry_of('y'))
@@ -625,7 +835,7 @@ class FaultTests(FileEngineTestCase):
         self.assertEqual(['a.json', 'b.json'], self.names())
         for name in ('a', 'b'):
             self.assertEqual({'full_name': name, 'addresses': []},
-                             json.loads(self.path(name).read_text()))
+                             json.loads(self.lines(name)[0]))
         return raised.exception
 
     async def assert_works(self) -> None:
@@ -642,7 +852,8 @@ class FaultTests(FileEngineTestCase):
         for call, function in [
                 ('create', 'open'), ('create', 'fsync'), ('create', 'link'),
                 ('update', 'open'), ('update', 'fsync'), ('update', 'replace'),
-                ('delete', 'open'), ('delete', 'unlink'), ('list', 'scandir')]:
+                ('delete', 'open'), ('delete', 'unlink'), ('list', 'scandir'),
+                ('count', 'open'), ('count', 'scandir')]:
             for number in PASSING + LASTING:
                 error = StorageUnavailable if number in PASSING else StorageError
                 with self.subTest(call=call, function=function, error=os.strerror(number)):
@@ -651,6 +862,17 @@ class FaultTests(FileEngineTestCase):
                         failure = await self.assert_fails(self.calls()[call], error)
                     self.assertIn(os.strerror(number), failure.cause)
         await self.assert_works()
+
+    async def test_a_change_of_a_version_that_cannot_be_compared_is_not_made(self) -> None:
+        version = await self.version()
+        for call in (lambda: self.db.update_address('a', entry_of('new'), version),
+                     lambda: self.db.delete_address('a', version)):
+            for number in PASSING + LASTING:
+                error = StorageUnavailable if number in PASSING else UnreadableRecord
+                with self.subTest(error=os.strerror(number)):
+                    with broken('open', fails(number), lambda path, *_: 'a.json' in str(path)):
+                        await self.assert_fails(call, error)
+        self.assertEqual(version, await self.version())
 
     async def test_a_create_whose_folder_cannot_be_synced_leaves_no_file(self) -> None:
         for number in PASSING + LASTING:
@@ -936,7 +1158,7 @@ class SizeTests(FileEngineTestCase):
     async def test_the_largest_entry_can_be_read_back(self) -> None:
         entry = largest_entry()
         await self.db.create_address(entry, 'largest')
-        self.assertEqual(entry, await self.db.read_address('largest'))
+        self.assertEqual(entry, (await self.db.read_address('largest')).entry)
         self.assertLess(self.path('largest').stat().st_size, MAX_RECORD_SIZE / 2)
 
     async def test_a_file_that_is_larger_than_any_entry_is_not_even_parsed(self) -> None:
@@ -991,7 +1213,7 @@ class OddThingTests(FileEngineTestCase):
             with self.odd_thing(put):
                 await asyncio.wait_for(self.db.update_address('odd', entry_of('x')), PATIENCE)
                 self.assertTrue(stat.S_ISREG(self.odd.lstat().st_mode))
-                self.assertEqual('x', json.loads(self.odd.read_text())['full_name'])
+                self.assertEqual('{"full_name":"x","addresses":[]}', self.lines('odd')[0])
         self.assertFalse((self.folder / 'nowhere.json').exists())
 
     async def test_delete_removes_an_odd_thing(self) -> None:
@@ -999,6 +1221,30 @@ class OddThingTests(FileEngineTestCase):
             with self.odd_thing(put):
                 await asyncio.wait_for(self.db.delete_address('odd'), PATIENCE)
                 self.assertEqual(['before.json', 'past.json'], self.names())
+
+    async def test_a_change_of_some_version_of_an_odd_thing_is_refused(self) -> None:
+        for put in (*REPLACEABLE, put_folder):
+            with self.odd_thing(put):
+                before = self.odd.lstat().st_ino
+                for version in (new_version(), ''):
+                    for call in (self.db.update_address('odd', entry_of('x'), version),
+                                 self.db.delete_address('odd', version)):
+                        with self.assertRaises((AddressChanged, UnreadableRecord)):
+                            await asyncio.wait_for(call, PATIENCE)
+                self.assertEqual(before, self.odd.lstat().st_ino)
+
+    async def test_an_odd_thing_counts_as_an_entry(self) -> None:
+        for put in (*REPLACEABLE, put_folder):
+            with self.odd_thing(put):
+                self.assertEqual(3, await self.db.count_addresses())
+
+    async def test_looking_at_an_odd_thing_again_and_again_leaves_no_file_open(self) -> None:
+        for put in (*REPLACEABLE, put_folder):
+            with self.odd_thing(put):
+                before = len(os.listdir('/dev/fd'))
+                for _ in range(5):
+                    await self.full_names()
+                self.assertEqual(before, len(os.listdir('/dev/fd')))
 
     async def test_a_folder_in_an_entrys_place_stays_and_is_reported(self) -> None:
         with self.odd_thing(put_folder):
@@ -1029,7 +1275,23 @@ async def create_shared(folder: str, name: str) -> None:
     results = await asyncio.gather(
         *[engine.create_address(entry_of(name), nickname) for nickname in SHARED_NICKNAMES],
         return_exceptions=True)
-    say([result for result in results if not isinstance(result, AddressExists)])
+    say([result.nickname for result in results if isinstance(result, Key)])
+
+
+async def count_up(folder: str, nickname: str, times: str) -> None:
+    """Adds one, so many times at once, to a number that others add to, too."""
+    engine = await started(folder)
+
+    async def add_one() -> str:
+        while True:
+            _, version, entry = await engine.read_address(nickname)
+            with contextlib.suppress(AddressChanged):
+                return await engine.update_address(
+                    nickname, entry_of(f'{int(entry.full_name) + 1}'), version)
+
+    say('ready')
+    sys.stdin.readline()
+    say(await asyncio.gather(*[add_one() for _ in range(int(times))]))
 
 
 async def update_until_told(folder: str) -> None:
@@ -1121,7 +1383,7 @@ def write_until_killed(folder: str, turn: str, pipe: int) -> None:
 
 TASKS: dict[str, Callable[..., object]] = {
     task.__name__: task for task in (
-        create_shared, update_until_told, stop_within_update, write_too_much, be_killed)}
+        create_shared, count_up, update_until_told, stop_within_update, write_too_much, be_killed)}
 
 
 def work(task: str, *arguments: str) -> None:

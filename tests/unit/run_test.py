@@ -20,7 +20,7 @@ from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = ('serve', 'test', 'lint', 'typecheck', 'layers', 'coverage', 'check')
+WORDS = ('serve', 'copy', 'test', 'crash', 'lint', 'typecheck', 'layers', 'coverage', 'check')
 BASE_PYTHON = Path(sys.base_prefix, 'bin', 'python%d.%d' % sys.version_info[:2])
 PATIENCE_SECONDS = 30
 
@@ -70,6 +70,10 @@ class SmallRepositoryTest(unittest.TestCase):
         self.write('addrservice/tornado/__init__.py', '')
         self.write('addrservice/tornado/server.py', body)
 
+    def write_copying(self, body: str) -> None:
+        self.write('addrservice/__init__.py', '')
+        self.write('addrservice/copying.py', body)
+
     def run_word(self, *words: str, python: Path = Path(sys.executable), cwd: Path | None = None
                  ) -> 'subprocess.CompletedProcess[str]':
         return subprocess.run(
@@ -103,6 +107,7 @@ class HelpTest(SmallRepositoryTest):
 
     def test_every_word_explains_itself(self) -> None:
         self.write_server('def main(argv): print("usage: the server", argv); return 0')
+        self.write_copying('def main(argv): print("usage: the copier", argv); return 0')
         for word in WORDS:
             with self.subTest(word=word):
                 done = self.run_word(word, '--help')
@@ -182,6 +187,22 @@ class ServeTest(SmallRepositoryTest):
         self.assertIn('Traceback', done.stderr)
 
 
+class CopyWordTest(SmallRepositoryTest):
+    def test_copy_passes_everything_on_in_the_callers_folder(self) -> None:
+        self.write_copying('import os\n\ndef main(argv):\n'
+                           '    print(argv, os.getcwd())\n    return 7\n')
+        done = self.run_word('copy', '--from', 'x.yaml', '--', 'test', cwd=self.root.parent)
+        self.assertEqual((done.returncode, done.stderr), (7, ''))
+        self.assertEqual(done.stdout, f"['--from', 'x.yaml', '--', 'test'] {self.root.parent}\n")
+
+    def test_ctrl_c_while_it_is_imported_ends_it_with_130_and_no_traceback(self) -> None:
+        self.write_copying('import time\nprint("here", flush=True)\ntime.sleep(60)\n')
+        process = self.start_word('copy')
+        self.assertEqual(self.signal_when_it_speaks(process, signal.SIGINT),
+                         '\nrun.py: interrupted\n')
+        self.assertEqual(process.returncode, 130)
+
+
 class TestWordTest(SmallRepositoryTest):
     def assert_test_ends(self, status: int, *options: str) -> str:
         done = self.run_word('test', *options)
@@ -243,6 +264,30 @@ class TestWordTest(SmallRepositoryTest):
         process = self.start_word('test')
         self.assertNotIn('Traceback', self.signal_when_it_speaks(process, signal.SIGTERM))
         self.assertEqual(process.returncode, 143)
+
+
+class CrashWordTest(SmallRepositoryTest):
+    def setUp(self) -> None:
+        super().setUp()
+        self.write_test('import os; print("kills:", os.environ["ADDRSERVICE_KILLS"], flush=True); '
+                        'self.assertNotEqual("13", os.environ["ADDRSERVICE_KILLS"])',
+                        'tests/integration/crash_test.py')
+        self.write_test('self.fail()', 'tests/integration/other_test.py')
+
+    def test_crash_runs_that_one_module_with_200_kills_or_as_many_as_asked_for(self) -> None:
+        for options, kills in (((), '200'), (('--kills', '7'), '7')):
+            with self.subTest(kills=kills):
+                done = self.run_word('crash', *options, cwd=self.root.parent)
+                self.assertEqual((done.returncode, done.stdout), (0, f'kills: {kills}\n'))
+                self.assertIn('Ran 1 test', done.stderr)
+
+    def test_crash_exits_with_the_status_of_the_tests(self) -> None:
+        self.assertEqual(self.run_word('crash', '--kills', '13').returncode, 1)
+
+    def test_crash_takes_no_number_below_one(self) -> None:
+        for number in ('0', '-1', 'x', ''):
+            with self.subTest(number=number):
+                self.assertEqual(self.run_word('crash', '--kills', number).returncode, 2)
 
 
 class ToolsTest(SmallRepositoryTest):
@@ -350,6 +395,7 @@ class CoverageTest(SmallRepositoryTest):
 
     def test_check_runs_every_part_and_exits_with_the_worst_status(self) -> None:
         self.write('setup.cfg', '[mypy]\nstrict = True\n')  # nothing here for layers: status 1
+        self.write_copying('def main(argv: list[str]) -> int:\n    return 0\n')
         self.write('data/flawed.py', 'import os\n')
         self.write_test('from addrservice.tornado import server; server.main(["x"])')
         done = self.run_word('check')

@@ -17,7 +17,8 @@ from tornado.httpclient import HTTPResponse
 
 import data
 from addrservice import LOGGER_NAME
-from addrservice.errors import StorageUnavailable, UnreadableRecord
+from addrservice.errors import (
+    AddressChanged, AddressExists, StorageUnavailable, UnreadableRecord)
 from addrservice.tornado.app import ROUTES
 from tests.support import AddressServiceAppTestCase
 
@@ -107,6 +108,25 @@ class AddressServiceTornadoAppUnitTests(AddressServiceTornadoAppTestCase):
                 self.assertEqual(document['detail'], error.detail)
                 self.assertNotIn(b'secret', response.body)
                 self.assertEqual('Retry-After' in response.headers, code == 503)
+
+    def test_whoever_comes_second_fails_a_precondition_also_if_the_store_finds_out(self) -> None:
+        document = data.address_data_suite()['namo']
+        place = self.ask('POST', '/addresses', document).headers['Location']
+        tag = self.ask('GET', place).headers['Etag']
+        for call, error, path, condition in (
+                ('create_address', AddressExists('Taken'), '/addresses/x', {'If-None-Match': '*'}),
+                ('update_address', AddressChanged('Changed'), place, {'If-Match': tag})):
+            with self.subTest(call), mock.patch.object(
+                    self.service.addr_db, call, side_effect=error):
+                response = self.ask('PUT', path, document, **condition)
+                self.assert_error(response, 412, 'Precondition Failed')
+
+    def test_only_the_book_and_its_entries_have_tags(self) -> None:
+        for path, has_tag in (('/addresses', True), ('/addresses?limit=1', True),
+                              ('/healthz', False), ('/readiness', False), ('/nowhere', False),
+                              ('/addresses/x', False), ('/addresses?limit=0', False)):
+            with self.subTest(path):
+                self.assertEqual('Etag' in self.ask('GET', path).headers, has_tag)
 
     def test_an_uncaught_exception_is_a_500_that_tells_nothing(self) -> None:
         with mock.patch.object(self.service, 'get_address', side_effect=RuntimeError('secret')):
