@@ -79,7 +79,7 @@ def decode_record(record: Record) -> Stored:
         version not what `new_version` does.
     """
     try:
-        checked_version(record.version)
+        checked_version(str(record.version))
         entry = AddressEntry.from_api_dm(json.loads(record.text))
         return Stored(record.nickname, record.version, entry)
     except (TypeError, ValueError, RecursionError) as error:

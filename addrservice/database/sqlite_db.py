@@ -40,10 +40,13 @@ _Place = tuple[int, int] | None
 """Which file is somewhere: its device and number there."""
 
 _LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_HARMLESS = (*_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT)
-"""Codes of errors after which a connection is as good as before."""
+_CROWDED = (*_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT,
+            sqlite3.SQLITE_PROTOCOL)
+_PASSING = (*_CROWDED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_MISUSE)
+"""Codes of errors that may not come again."""
 
-_PASSING = (*_HARMLESS, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_MISUSE)
+_HARMLESS = (*_CROWDED, sqlite3.SQLITE_CORRUPT)
+"""Codes of errors after which a connection is as good as before."""
 
 
 class _Write(NamedTuple):
@@ -162,10 +165,11 @@ class SQLiteConnector(SQLConnector):
             raise StorageError('The address book failed', str(error)) from error
 
     def _let_go(self, file: _File, reader: ThreadPoolExecutor, writer: ThreadPoolExecutor) -> None:
-        # Each connection is closed where it is used, when that is done.
-        self._file = None
+        # Each connection is closed where it is used, when that is done. The thread that
+        # writes may open another file as soon as there is none here: it must find this one.
         file.point.close()
         self._left.append((file, reader.submit(file.scan.close)))
+        self._file = None
         writer.submit(self._close_left)
 
     async def _in_thread(self, thread: ThreadPoolExecutor | None, work: Callable[P, T],
@@ -215,9 +219,10 @@ class SQLiteConnector(SQLConnector):
             file.leave()
 
     def _open_file(self) -> _File:
-        self._close_left()  # before another file has a log at the same path
-        if self._file is None:
+        file = self._file  # read once: the event loop may let go of it at any time
+        if file is None:
             assert self._upgrade is not None
+            self._close_left()  # before another file has a log at the same path
             file = _File(self.path, self.busy_timeout)
             try:
                 file.prepare(self._upgrade())
@@ -225,7 +230,7 @@ class SQLiteConnector(SQLConnector):
                 file.close()
                 raise
             self._file = file
-        return self._file
+        return file
 
 
 class _File:
@@ -282,10 +287,11 @@ class _File:
         moved takes all that is in the log beside its old place along: SQLite
         would apply it to whatever file comes there next, and destroy that."""
         with contextlib.suppress(OSError, sqlite3.Error):
-            is_moved = _identity(self.path) != self.identity[0]
-            if is_moved and _identity(self.log) == self.identity[1]:
+            there = _identity(self.path)
+            if there != self.identity[0] and _identity(self.log) == self.identity[1]:
                 [(is_busy, *_)] = self.writing.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchall()
-                if not is_busy:
+                # If none is there yet this one may come back, and others still use its log.
+                if there and not is_busy:
                     os.unlink(self.log)
                     os.unlink(f'{self.path}-shm')
         self.writing.close()

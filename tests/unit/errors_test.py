@@ -31,6 +31,7 @@ STATUSES = {
     'StorageError': 500,
     'UnreadableRecord': 500,
     'StorageUnavailable': 503,
+    'OutcomeUnknown': 503,
 }
 
 

@@ -804,35 +804,40 @@ class OtherFileTests(SQLiteTestCase):
             self.away.rename(self.path)
         return not was_away
 
-    async def test_two_who_share_a_file_that_was_away_for_a_moment_do_not_destroy_it(self) -> None:
+    async def test_one_that_stops_while_the_file_is_away_for_a_moment_leaves_it_to_the_others(
+            self) -> None:
         other, names = await self.start_engine(), [f'n{i:03}' for i in range(300)]
         with Held('commit', sqlite_db._File, self.connector(other)._file) as held:
             late = asyncio.create_task(other.create_address(entry_of('late'), 'late'))
             await held.reached()
             self.path.rename(self.away)
-
-            def unlink(path: str) -> None:
-                """What happens if just before a log is removed the file is put back and used."""
-                if self.away.exists():
-                    self.away.rename(self.path)
-                    held.let_go()
-                    wait_for(late.done)
-                real(path)
-
-            real = os.unlink
-            with mock.patch.object(os, 'unlink', unlink):
-                await self.assert_raises(StorageUnavailable, self.reads()['read'])
-                await asyncio.sleep(0.05)
+            with mock.patch.object(os, 'unlink', self.unlink_after(held.let_go, late.done)):
+                await self.db.stop()
             if self.away.exists():
                 self.away.rename(self.path)
+            self.db = await self.start_engine()
             await self.put(*names)
         await asyncio.wait([late])
-        acknowledged = {'a', *names} | (set() if late.exception() else {'late'})
-        self.assertEqual(set(), acknowledged - set(await full_names(self.db)))
-        await other.create_address(entry_of('last'), 'last')
-        self.assertEqual([('ok',)], self.execute('PRAGMA integrity_check'))
+        written = {'a', *names} | (set() if late.exception() else {'late'})
+        self.assertEqual(set(), written - set(await full_names(self.db)))
+        written.add((await other.create_address(entry_of('last'), 'last')).nickname)
         for self.db in (self.db, other):
-            self.assertEqual(set(), {*acknowledged, 'last'} - set(await full_names(self.db)))
+            self.assertEqual(set(), written - set(await full_names(self.db)))
+        self.assertEqual([('ok',)], self.execute('PRAGMA integrity_check'))
+
+    def unlink_after(self, let_go: Callable[[], None], is_done: Callable[[], bool]
+                     ) -> Callable[[str], None]:
+        """Removes a file, just before which the one that was away is back, and written to."""
+        real = os.unlink
+
+        def unlink(path: str) -> None:
+            if self.away.exists():
+                self.away.rename(self.path)
+                let_go()
+                wait_for(is_done)
+            real(path)
+
+        return unlink
 
     async def test_many_who_find_another_file_have_it_opened_once(self) -> None:
         backup = await self.make_backup('x')
@@ -879,18 +884,47 @@ class OtherFileTests(SQLiteTestCase):
             self.assertEqual('x', (await read).entry.full_name)
         await self.assert_works({'x': 'x'} if write.exception() else {'b': 'b', 'x': 'x'})
 
+    async def two_that_open(self, backup: Path) -> list[asyncio.Task[Any]]:
+        """Both have told the thread that writes to open that file, before it could begin."""
+        with Held('probe', type(self.file)) as held:
+            ping = asyncio.create_task(self.db.ping())
+            await held.reached()
+            backup.rename(self.path)
+            reads = [asyncio.create_task(self.db.read_address('y')) for _ in range(2)]
+            await asyncio.sleep(0.01)
+        return [ping, *reads]
+
     async def test_a_file_is_closed_before_another_is_opened_also_while_many_open_it(self) -> None:
         backups = [await self.make_backup(name) for name in ('x', 'y')]
         with self.closed_before_another_is_opened():
-            backups[0].rename(self.path)
             with Held('_open_file', skip=1) as held:
-                reads = [asyncio.create_task(self.db.read_address('y')) for _ in range(2)]
+                reads = await self.two_that_open(backups[0])
                 await held.reached()
                 backups[1].rename(self.path)
                 reads.append(asyncio.create_task(self.db.read_address('y')))
                 await asyncio.sleep(0.01)
             await bounded(asyncio.wait(reads))
         self.assertEqual('y', (await reads[-1]).entry.full_name)
+        await self.assert_works({'y': 'y'})
+
+    async def test_a_file_is_closed_before_another_is_opened_also_while_closing_takes_time(
+            self) -> None:
+        backups, real = [await self.make_backup(name) for name in ('x', 'y')], Faulty.close
+
+        def close(connection: Faulty) -> None:
+            if threading.current_thread() is threading.main_thread():
+                held.let_go()
+                time.sleep(0.05)
+            real(connection)
+
+        with self.closed_before_another_is_opened():
+            with Held('_open_file', skip=1) as held:
+                reads = await self.two_that_open(backups[0])
+                await held.reached()
+                backups[1].rename(self.path)
+                with mock.patch.object(Faulty, 'close', close):
+                    reads.append(asyncio.create_task(self.db.read_address('y')))
+                    await asyncio.wait(reads)
         await self.assert_works({'y': 'y'})
 
 
