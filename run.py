@@ -294,7 +294,7 @@ def serve(args: argparse.Namespace) -> int:
 def copy(args: argparse.Namespace) -> int:
     """Move house, in this process and in the caller's folder: paths stay true."""
     import_from_root()
-    from addrservice.copying import main as run_copy
+    from addrservice.copy_command import main as run_copy
     return run_copy(args.options)
 
 

@@ -4,6 +4,5 @@ from pathlib import Path
 
 __version__ = '1.1.0'
 
-SERVICE_NAME = 'Address Book'
 LOGGER_NAME = 'addrservice'
 ROOT_DIR = Path(__file__).resolve().parent.parent

@@ -222,12 +222,13 @@ class AbstractAddressBookDB(ABC):
         :param after: start behind this name, whether or not it is there.
         :param limit: at most so many entries.
         """
+        if limit == 0:
+            await self.ping()  # closed is closed, also for those who want nothing
+            return
         size = min(limit or self.page_size, self.page_size)
         async with contextlib.aclosing(self.read_pages(after or '', size)) as pages:
             found = 0
             async for page in pages:
-                if limit == 0:
-                    return
                 async for stored in self._decoded(page):
                     yield stored
                     found += 1

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import errno
 import fcntl
-import functools
 import hashlib
 import heapq
 import logging
@@ -32,6 +30,7 @@ from typing import ParamSpec, TypeVar
 from addrservice.database.addressbook_db import (
     AbstractAddressBookDB, Key, Record, Stored, checked_nickname, checked_version, decode_record,
     encode_record, is_nickname, is_version, no_such_entry, require_version)
+from addrservice.database.disk import make_folder, opened, run_in_thread, sync_folder
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import (
     AddressExists, AddressNotFound, ConfigError, StorageError, StorageUnavailable,
@@ -59,6 +58,7 @@ LEFTOVER_AGE = 3600.0
 
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM,
             errno.EBUSY, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class FileAddressBookDB(AbstractAddressBookDB):
@@ -73,86 +73,80 @@ class FileAddressBookDB(AbstractAddressBookDB):
         """
         super().__init__(logger)
         self.folder = Path(path)
-        self._threads: ThreadPoolExecutor | None = None
+        self._readers: ThreadPoolExecutor | None = None
+        self._waiters: ThreadPoolExecutor | None = None
         self._in_use: int | None = None
 
     async def start(self) -> None:
-        threads = ThreadPoolExecutor(THREADS, 'file-db')
+        readers = ThreadPoolExecutor(THREADS, 'file-reader')
         try:
-            await asyncio.get_running_loop().run_in_executor(threads, self._open_folder)
+            await run_in_thread(readers, self._open_folder)
         except asyncio.CancelledError:
-            threads.shutdown(wait=False)
+            readers.shutdown(wait=False)
             raise
         except (OSError, ValueError) as error:
-            threads.shutdown()
+            readers.shutdown()
             self._leave_folder()
             raise ConfigError(f'addr-db.fs: {str(self.folder)!a}: cannot be used as the folder '
                               f'for entries: {getattr(error, "strerror", error)}') from error
-        self._threads = threads
+        # What waits for a lock, or for the disk to be synced, has threads of its
+        # own: however much of it there is, to read an entry is a matter of a moment.
+        self._readers, self._waiters = readers, ThreadPoolExecutor(THREADS, 'file-waiter')
 
     async def stop(self) -> None:
-        threads, self._threads = self._threads, None
-        if threads:
-            await asyncio.to_thread(threads.shutdown)
+        for threads in (self._readers, self._waiters):
+            self._readers = self._waiters = None
+            if threads:
+                await asyncio.to_thread(threads.shutdown)
         self._leave_folder()
 
     async def ping(self) -> None:
-        await self._in_thread(self._probe)
+        await self._reading(self._probe)
 
     async def create_address(self, entry: AddressEntry, nickname: str | None = None,
                              version: str | None = None) -> Key:
         key = Key(checked_nickname(nickname), checked_version(version))
-        await self._in_thread(self._create, key.nickname, _content(entry, key.version))
+        await self._waiting(self._create, key.nickname, _content(entry, key.version))
         return key
 
     async def read_address(self, nickname: str) -> Stored:
-        return decode_record(await self._in_thread(self._read, nickname))
+        return decode_record(await self._reading(self._read, nickname))
 
     async def update_address(self, nickname: str, entry: AddressEntry,
                              if_version: str | None = None, version: str | None = None) -> str:
         version = checked_version(version)
-        await self._in_thread(self._replace, nickname, _content(entry, version), if_version)
+        await self._waiting(self._replace, nickname, _content(entry, version), if_version)
         return version
 
     async def delete_address(self, nickname: str, if_version: str | None = None) -> None:
-        await self._in_thread(self._delete, nickname, if_version)
+        await self._waiting(self._delete, nickname, if_version)
 
     async def count_addresses(self) -> int:
-        return await self._in_thread(self._count)
+        return await self._waiting(self._count)
 
     async def read_pages(self, after: str, size: int) -> AsyncGenerator[Sequence[Record], None]:
-        names = await self._in_thread(self._names, after)
+        names = await self._waiting(self._names, after)
         while names:
             for start in range(0, len(names), size):
-                yield await self._in_thread(self._read_those, names[start:start + size])
-            names = await self._in_thread(self._names, names[-1])
+                yield await self._reading(self._read_those, names[start:start + size])
+            names = await self._waiting(self._names, names[-1])
 
-    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if self._threads is None:
-            raise StorageUnavailable('The address book is not open')
-        call = functools.partial(contextvars.copy_context().run, work, *args, **kwargs)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
-        except OSError as error:
-            raise _translated(error) from error
+    async def _reading(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await _in_thread(self._readers, work, *args, **kwargs)
+
+    async def _waiting(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await _in_thread(self._waiters, work, *args, **kwargs)
 
     # All that follows runs in threads, as any of it may wait for the disk.
 
     def _open_folder(self) -> None:
-        self._make_folder()
+        make_folder(self.folder)
         self._in_use = os.open(self.folder / IN_USE_NAME, os.O_RDWR | os.O_CREAT, 0o600)
         self._remove_leftovers(self._in_use)
         # What a create needs is tried here, not at the first request.
-        with self._temporary_file('') as temporary, _opened(self.folder / GATE_NAME, os.O_CREAT):
+        with self._temporary_file('') as temporary, opened(self.folder / GATE_NAME, os.O_CREAT):
             os.link(temporary, linked := f'{temporary}-linked')
             os.unlink(linked)
-
-    def _make_folder(self) -> None:
-        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in missing:  # a folder lasts when the one that it is in is synced
-            with _opened(path.parent) as parent:
-                os.fsync(parent)
 
     def _leave_folder(self) -> None:
         in_use, self._in_use = self._in_use, None
@@ -185,7 +179,7 @@ class FileAddressBookDB(AbstractAddressBookDB):
             except FileExistsError:
                 raise AddressExists('This id is taken') from None
             try:
-                self._sync_folder()
+                sync_folder(self.folder)
             except OSError as error:
                 self._take_back(temporary, path, error)
                 raise
@@ -209,7 +203,7 @@ class FileAddressBookDB(AbstractAddressBookDB):
                 raise self._missing() from None
             raise _unreadable(path, error) from error
         except OSError as error:
-            if error.errno in _PASSING:
+            if error.errno in _PASSING or not os.access(self.folder, os.X_OK):
                 raise
             raise _unreadable(path, error) from error
 
@@ -301,32 +295,29 @@ class FileAddressBookDB(AbstractAddressBookDB):
         """Keeps other threads and processes from replacing and deleting; with
         LOCK_EX also from reading names."""
         deadline = time.monotonic() + LOCK_TIMEOUT
-        with _opened(self.folder) as folder:
+        with opened(self.folder) as folder:
             # Who waits for the lock keeps the gate closed behind him: else readers
             # of names, who share the lock, could keep a write waiting for ever.
-            with _opened(self.folder / GATE_NAME, os.O_CREAT) as gate:
+            with opened(self.folder / GATE_NAME, os.O_CREAT) as gate:
                 _lock_until(gate, fcntl.LOCK_EX, deadline)
                 _lock_until(folder, mode, deadline)
             yield  # closing unlocks
 
-    def _sync_folder(self) -> None:
-        with _opened(self.folder) as folder:
-            os.fsync(folder)
-
     def _make_last(self) -> None:
         try:
-            self._sync_folder()
+            sync_folder(self.folder)
         except OSError as error:
             raise StorageError('The change was made, but may not last', str(error)) from error
 
 
-@contextlib.contextmanager
-def _opened(path: Path, flags: int = os.O_DIRECTORY) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | flags, 0o600)
+async def _in_thread(threads: ThreadPoolExecutor | None, work: Callable[P, T],
+                     *args: P.args, **kwargs: P.kwargs) -> T:
+    if threads is None:
+        raise StorageUnavailable('The address book is not open')
     try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        return await run_in_thread(threads, work, *args, **kwargs)
+    except OSError as error:
+        raise _translated(error) from error
 
 
 def _lock_until(descriptor: int, mode: int, deadline: float) -> None:
@@ -358,7 +349,7 @@ def _record(nickname: str, content: str, path: Path) -> Record:
 def _read_content(path: Path) -> str:
     # Non-blocking, as somebody may have put a pipe in an entry's place. Bytes
     # that are no UTF-8 become surrogates, which no entry may hold.
-    with _opened(path, os.O_NONBLOCK) as descriptor:
+    with opened(path, os.O_NONBLOCK) as descriptor:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, 'Not a regular file')
         with open(descriptor, 'rb', closefd=False) as file:
@@ -373,6 +364,6 @@ def _unreadable(path: Path, error: OSError) -> UnreadableRecord:
 
 
 def _translated(error: OSError) -> StorageError:
-    if error.errno in _PASSING or isinstance(error, FileNotFoundError):
+    if error.errno in (*_PASSING, *_DENIED) or isinstance(error, FileNotFoundError):
         return StorageUnavailable('The address book cannot be used now', str(error))
     return StorageError('The address book failed', str(error))

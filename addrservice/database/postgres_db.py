@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 import asyncpg
 
 from addrservice.config import mask_secrets
-from addrservice.database.sql_db import READ_SCHEMA, Row, SQLConnector, Upgrade
+from addrservice.database.sql_db import READ_SCHEMA, Plan, Row, SQLConnector, Upgrade
 from addrservice.errors import ConfigError, OutcomeUnknown, StorageError, StorageUnavailable
 
 T = TypeVar('T')
@@ -92,14 +92,16 @@ class PostgresConnector(SQLConnector):
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._releasing: set[asyncio.Task[None]] = set()
 
-    async def open(self, upgrade: Callable[[], Upgrade]) -> None:
+    async def open(self, plan: Plan) -> None:
         _require_files(self.settings['dsn'])
+        pool = asyncpg.create_pool(
+            self.settings['dsn'], connection_class=_Connection, **self._options())
         try:
-            self._pool = await asyncpg.create_pool(
-                self.settings['dsn'], connection_class=_Connection, **self._options())
-            await self._upgrade(upgrade)
+            await pool
+            await self._upgrade(pool, plan)
+            self._pool = pool  # only now: nothing is asked of a store that may be refused
         except BaseException as error:
-            await self.close()
+            await self._end(pool)
             if isinstance(error, _MISCONFIGURED):
                 raise ConfigError(f'addr-db.postgres: {_cause(error)}') from error
             if isinstance(error, _FAULTS):
@@ -109,11 +111,14 @@ class PostgresConnector(SQLConnector):
     async def close(self) -> None:
         pool, self._pool = self._pool, None
         if pool:
-            try:
-                async with asyncio.timeout(self.settings['command-timeout']):
-                    await pool.close()
-            except (TimeoutError, *_FAULTS):
-                pool.terminate()
+            await self._end(pool)
+
+    async def _end(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+        try:
+            async with asyncio.timeout(self.settings['command-timeout']):
+                await pool.close()
+        except (TimeoutError, *_FAULTS):
+            pool.terminate()
 
     async def ping(self) -> None:
         await self.fetch(READ_SCHEMA)
@@ -227,19 +232,25 @@ class PostgresConnector(SQLConnector):
             options['target_session_attrs'] = 'read-write'
         return options
 
-    async def _upgrade(self, upgrade: Callable[[], Upgrade]) -> None:
-        assert self._pool is not None
-        async with self._pool.acquire(timeout=self.settings['connect-timeout']) as connection:
+    async def _upgrade(self, pool: asyncpg.Pool[asyncpg.Record], plan: Plan) -> None:
+        async with pool.acquire(timeout=self.settings['connect-timeout']) as connection:
             encoding = connection.get_settings().server_encoding
             if encoding != ENCODING:
                 raise ConfigError(f'addr-db.postgres: the database has the encoding {encoding}, '
                                   f'and names need {ENCODING}')
             for tries_left in reversed(range(UPGRADE_TRIES)):
                 try:
-                    return await _transact(connection, upgrade())
+                    return await _transact(connection, plan(await _schema(connection)))
                 except _RACED:
                     if not tries_left:
                         raise
+
+
+async def _schema(connection: Connection) -> Sequence[Row]:
+    try:
+        return [tuple(row) for row in await connection.fetch(READ_SCHEMA)]
+    except asyncpg.UndefinedTableError:
+        return []
 
 
 async def _release(pool: asyncpg.Pool[asyncpg.Record], connection: Connection) -> None:
@@ -247,7 +258,9 @@ async def _release(pool: asyncpg.Pool[asyncpg.Record], connection: Connection) -
         await pool.release(connection)
 
 
-async def _transact(connection: Connection, steps: Upgrade) -> None:
+async def _transact(connection: Connection, steps: Upgrade | None) -> None:
+    if steps is None:
+        return
     async with connection.transaction():
         with contextlib.suppress(StopIteration):
             statement = next(steps)

@@ -32,7 +32,7 @@ UPDATE_IF = f'{UPDATE} AND version = $4'
 DELETE = 'DELETE FROM addresses WHERE nickname = $1'
 DELETE_IF = f'{DELETE} AND version = $2'
 
-READ_SCHEMA = 'SELECT version FROM addresses_schema'
+READ_SCHEMA = 'SELECT version FROM addresses_schema WHERE id = 1'
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ('CREATE TABLE addresses (nickname {name} PRIMARY KEY NOT NULL, document text NOT NULL)',),
@@ -44,6 +44,9 @@ an empty database on. What has been released here is never changed."""
 Row = Sequence[Any]
 Upgrade = Generator[str, Sequence[Row], None]
 """Statements to be run in one transaction; each is sent the rows of the one before."""
+
+Plan = Callable[[Sequence[Row]], Upgrade | None]
+"""From the rows of `READ_SCHEMA`, none if there is no such table, to what has to be done."""
 
 
 class SQLConnector(ABC):
@@ -57,10 +60,11 @@ class SQLConnector(ABC):
     """The type of a text that is compared by its code points."""
 
     @abstractmethod
-    async def open(self, upgrade: Callable[[], Upgrade]) -> None:
-        """Connects to the database.
+    async def open(self, plan: Plan) -> None:
+        """Connects to the database. Until it returns, other calls raise
+        `StorageUnavailable`.
 
-        :param upgrade: what to run before anything else; also whenever the
+        :param plan: what to do before anything else; also whenever the
             connector finds that it is connected to another store than before.
         :raises ConfigError: this will not work until the configuration, or
             the database's, has changed.
@@ -72,7 +76,7 @@ class SQLConnector(ABC):
 
     @abstractmethod
     async def ping(self) -> None:
-        """Returns when the database could take a statement, also one that writes."""
+        """Returns when the database takes statements now."""
 
     @abstractmethod
     async def fetch_row(self, statement: str, *arguments: object) -> Row | None:
@@ -99,7 +103,7 @@ class SQLConnector(ABC):
 class SQLAddressBookDB(AbstractAddressBookDB):
     """Survives what its database survives. Any number of processes may share one."""
 
-    page_size = 50
+    page_size = 100
 
     def __init__(self, connector: SQLConnector, logger: logging.Logger) -> None:
         """
@@ -109,7 +113,7 @@ class SQLAddressBookDB(AbstractAddressBookDB):
         self.connector = connector
 
     async def start(self) -> None:
-        await self.connector.open(self._upgrade)
+        await self.connector.open(self._plan)
 
     async def stop(self) -> None:
         await self.connector.close()
@@ -201,6 +205,15 @@ class SQLAddressBookDB(AbstractAddressBookDB):
         # It has come back to that version: a copy, between the two statements.
         raise StorageUnavailable('The entry is being changed by others; try again')
 
+    def _plan(self, schema: Sequence[Row]) -> Upgrade | None:
+        """What makes the store one of this version. If it is one, nothing is
+        written: not every start shall need the right, or a standby, for that.
+
+        :raises ConfigError: a newer program has made it.
+        """
+        is_current = [_known(version) for version, in schema] == [len(MIGRATIONS)]
+        return None if is_current else self._upgrade()
+
     def _upgrade(self) -> Upgrade:
         """Brings a store up to date, while others wait who want to do the same.
 
@@ -211,13 +224,17 @@ class SQLAddressBookDB(AbstractAddressBookDB):
         yield 'INSERT INTO addresses_schema (id, version) VALUES (1, 0) ON CONFLICT (id) DO NOTHING'
         yield 'UPDATE addresses_schema SET version = version'  # locks the row
         [(version,)] = yield READ_SCHEMA
-        if not isinstance(version, int) or version > len(MIGRATIONS):
-            raise ConfigError(f'addr-db: the store has version {version!r}, made by a newer '
-                              f'program; this one knows versions up to {len(MIGRATIONS)}')
-        for statements in MIGRATIONS[version:]:
+        for statements in MIGRATIONS[_known(version):]:
             for statement in statements:
                 yield statement.format(name=self.connector.name_type)
         yield f'UPDATE addresses_schema SET version = {len(MIGRATIONS)}'
+
+
+def _known(version: Any) -> int:
+    if not isinstance(version, int) or not 0 <= version <= len(MIGRATIONS):
+        raise ConfigError(f'addr-db: the store has version {version!r}, made by a newer program; '
+                          f'this one knows versions up to {len(MIGRATIONS)}')
+    return version
 
 
 def _record(nickname: str, version: str, text: Any) -> Record:

@@ -50,7 +50,8 @@ KILLS = 30
 SHARED_NICKNAMES = [f'n{i:02}' for i in range(60)]
 
 PASSING = [errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM]
-LASTING = [errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM]
+DENIED = [errno.EROFS, errno.EACCES, errno.EPERM]
+LASTING = [errno.EIO, *DENIED]
 
 FOREIGN_FILES = ['README', 'x', 'x.json.json', 'a b.json', 'é.json', '.json', '.hidden.json',
                  'b.JSON', 'b.json.bak', 'a_b.json', 'x' * 65 + '.json', 'b.jsonx', 'bjson']
@@ -855,7 +856,7 @@ class FaultTests(FileEngineTestCase):
                 ('delete', 'open'), ('delete', 'unlink'), ('list', 'scandir'),
                 ('count', 'open'), ('count', 'scandir')]:
             for number in PASSING + LASTING:
-                error = StorageUnavailable if number in PASSING else StorageError
+                error = StorageUnavailable if number in PASSING + DENIED else StorageError
                 with self.subTest(call=call, function=function, error=os.strerror(number)):
                     with broken(function, fails(number)):
                         # Of the fsyncs the file's comes first; the folder's is next.
@@ -876,7 +877,7 @@ class FaultTests(FileEngineTestCase):
 
     async def test_a_create_whose_folder_cannot_be_synced_leaves_no_file(self) -> None:
         for number in PASSING + LASTING:
-            error = StorageUnavailable if number in PASSING else StorageError
+            error = StorageUnavailable if number in PASSING + DENIED else StorageError
             with self.subTest(error=os.strerror(number)):
                 with broken('fsync', fails(number), is_folder):
                     await self.assert_fails(self.calls()['create'], error)

@@ -27,7 +27,7 @@ from unittest import mock
 if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from addrservice.database import sql_db, sqlite_db
+from addrservice.database import sql_db, sqlite_db, sqlite_file
 from addrservice.database.sql_db import MIGRATIONS, SQLAddressBookDB
 from addrservice.database.sqlite_db import SQLiteConnector
 from addrservice.datamodel import AddressEntry
@@ -130,7 +130,7 @@ def failing(start: str, code: int, times: int = 10 ** 9) -> Iterator[list[str]]:
 class Held:
     """Holds calls of a method in their thread until they are let go."""
 
-    def __init__(self, name: str, owner: type = SQLiteConnector, of: object = None, skip: int = 0
+    def __init__(self, name: str, owner: Any = SQLiteConnector, of: object = None, skip: int = 0
                  ) -> None:
         """
         :param of: the object whose calls are held; all if left out.
@@ -202,7 +202,7 @@ class SQLiteTestCase(unittest.IsolatedAsyncioTestCase):
         return db.connector
 
     @property
-    def file(self) -> sqlite_db._File:
+    def file(self) -> sqlite_file.SQLiteFile:
         """What the engine has open."""
         file = self.connector(self.db)._file
         assert file is not None
@@ -449,7 +449,7 @@ class GroupTests(SQLiteTestCase):
         self.assertEqual(50, await self.db.count_addresses())
 
     async def test_within_a_group_each_sees_what_came_before_it(self) -> None:
-        with Held('commit', sqlite_db._File) as held:
+        with Held('commit', sqlite_file.SQLiteFile) as held:
             first = asyncio.create_task(self.put('first'))
             await held.reached()
             calls: list[Awaitable[object]] = [
@@ -469,7 +469,7 @@ class GroupTests(SQLiteTestCase):
         await self.assert_works({'a': '5', 'first': 'first'})
 
     async def test_one_that_gave_up_before_its_turn_writes_nothing(self) -> None:
-        with Held('commit', sqlite_db._File) as held:
+        with Held('commit', sqlite_file.SQLiteFile) as held:
             first = asyncio.create_task(self.put('first'))
             await held.reached()
             tasks = [asyncio.create_task(self.put(name)) for name in ('a', 'b', 'c')]
@@ -481,7 +481,7 @@ class GroupTests(SQLiteTestCase):
         await self.assert_works({'a': 'a', 'c': 'c', 'first': 'first'})
 
     async def test_one_that_gives_up_while_its_commit_is_under_way_disturbs_nobody(self) -> None:
-        with Held('commit', sqlite_db._File) as held:
+        with Held('commit', sqlite_file.SQLiteFile) as held:
             first = asyncio.create_task(self.put('first'))
             await held.reached()
             other = asyncio.create_task(self.put('other'))
@@ -494,7 +494,7 @@ class GroupTests(SQLiteTestCase):
         await self.assert_works(found)
 
     async def test_when_all_give_up_the_next_one_is_served(self) -> None:
-        with Held('commit', sqlite_db._File) as held:
+        with Held('commit', sqlite_file.SQLiteFile) as held:
             tasks = [asyncio.create_task(self.put(name)) for name in ('a', 'b', 'c')]
             await held.reached()
             for task in tasks:
@@ -542,7 +542,7 @@ class GroupTests(SQLiteTestCase):
             await self.assert_works({})
 
     async def test_an_error_that_nobody_foresaw_lets_nobody_wait_for_ever(self) -> None:
-        with mock.patch.object(sqlite_db._File, 'commit', side_effect=MemoryError('x')):
+        with mock.patch.object(sqlite_file.SQLiteFile, 'commit', side_effect=MemoryError('x')):
             self.assertEqual(5, len(await self.failures_of_a_group()))
         await self.assert_works({})
 
@@ -652,7 +652,7 @@ class LockTests(SQLiteTestCase):
 
     async def start_while_locked_from(self, number: int, path: Path) -> None:
         """Another program locks the file for a moment, just before that connection is made."""
-        real, made = sqlite_db._connect, list[sqlite3.Connection]()
+        real, made = sqlite_file._connect, list[sqlite3.Connection]()
 
         def connect(*args: Any) -> sqlite3.Connection:
             if len(made) == number:
@@ -663,7 +663,7 @@ class LockTests(SQLiteTestCase):
 
         with self.other(path) as connection:
             connection.execute('CREATE TABLE t (x)')
-            with mock.patch.object(sqlite_db, '_connect', connect):
+            with mock.patch.object(sqlite_file, '_connect', connect):
                 await self.start_engine(path, timeout=DEADLINE)
 
     async def test_start_can_wait_as_long_as_the_configuration_allows(self) -> None:
@@ -778,7 +778,7 @@ class OtherFileTests(SQLiteTestCase):
 
     async def test_a_write_that_went_to_a_removed_file_is_not_acknowledged(self) -> None:
         for name, call in list(self.writes().items())[1:]:
-            with self.subTest(call=name), Held('commit', sqlite_db._File) as held:
+            with self.subTest(call=name), Held('commit', sqlite_file.SQLiteFile) as held:
                 task = asyncio.create_task(self.assert_raises(OutcomeUnknown, call))
                 await held.reached()
                 self.path.rename(self.away)
@@ -789,11 +789,11 @@ class OtherFileTests(SQLiteTestCase):
 
     async def test_a_write_to_a_file_that_is_back_in_a_moment_is_a_success(self) -> None:
         for name in ('create', 'update'):
-            with self.subTest(call=name), Held('commit', sqlite_db._File) as held:
+            with self.subTest(call=name), Held('commit', sqlite_file.SQLiteFile) as held:
                 task = asyncio.create_task(bounded(self.writes()[name]()))
                 await held.reached()
                 self.path.rename(self.away)
-                with mock.patch.object(sqlite_db._File, 'is_there', self.put_back):
+                with mock.patch.object(sqlite_file.SQLiteFile, 'is_there', self.put_back):
                     held.let_go()
                     await task
         await self.assert_works({'a': 'new', 'a-new': 'new'})
@@ -807,7 +807,7 @@ class OtherFileTests(SQLiteTestCase):
     async def test_one_that_stops_while_the_file_is_away_for_a_moment_leaves_it_to_the_others(
             self) -> None:
         other, names = await self.start_engine(), [f'n{i:03}' for i in range(300)]
-        with Held('commit', sqlite_db._File, self.connector(other)._file) as held:
+        with Held('commit', sqlite_file.SQLiteFile, self.connector(other)._file) as held:
             late = asyncio.create_task(other.create_address(entry_of('late'), 'late'))
             await held.reached()
             self.path.rename(self.away)
@@ -843,7 +843,7 @@ class OtherFileTests(SQLiteTestCase):
         backup = await self.make_backup('x')
         self.path.rename(self.away)
         backup.rename(self.path)
-        with mock.patch.object(sqlite_db, '_File', wraps=sqlite_db._File) as opened:
+        with mock.patch.object(sqlite_db, 'SQLiteFile', wraps=sqlite_file.SQLiteFile) as opened:
             await asyncio.gather(*[self.db.read_address('x') for _ in range(50)],
                                  *[self.db.count_addresses() for _ in range(50)])
         opened.assert_called_once()
@@ -854,7 +854,7 @@ class OtherFileTests(SQLiteTestCase):
         still_open: list[sqlite3.Connection] = []
         files = [self.file]
 
-        class Watching(sqlite_db._File):
+        class Watching(sqlite_file.SQLiteFile):
             def __init__(self, *args: Any) -> None:
                 for connection in (one for file in files for one in (file.scan, file.writing)):
                     with contextlib.suppress(sqlite3.ProgrammingError):
@@ -863,12 +863,12 @@ class OtherFileTests(SQLiteTestCase):
                 super().__init__(*args)
                 files.append(self)
 
-        with mock.patch.object(sqlite_db, '_File', Watching):
+        with mock.patch.object(sqlite_db, 'SQLiteFile', Watching):
             yield
         self.assertEqual([], still_open)
 
     async def test_a_file_is_closed_before_another_is_opened_also_while_a_write_waits(self) -> None:
-        backup, real = await self.make_backup('x'), sqlite_db._File
+        backup, real = await self.make_backup('x'), sqlite_file.SQLiteFile
         with self.closed_before_another_is_opened():
             with Held('probe', real) as held:
                 ping = asyncio.create_task(self.db.ping())
@@ -970,6 +970,7 @@ class CloseTests(SQLiteTestCase):
 
     async def test_a_start_that_failed_half_way_leaves_nothing(self) -> None:
         await self.db.stop()
+        self.path.unlink()
         for start in ('PRAGMA synchronous', 'PRAGMA journal_mode', 'PRAGMA query_only', 'BEGIN',
                       'CREATE', 'SELECT version', 'UPDATE', 'COMMIT'):
             with self.subTest(statement=start):
@@ -977,13 +978,14 @@ class CloseTests(SQLiteTestCase):
                     await self.refused_as_unusable()
                 self.assertTrue(failed)
                 self.assert_nothing_open()
+                self.path.unlink()
         await self.db.start()
         await self.assert_works({})
 
     async def test_a_start_that_was_given_up_leaves_nothing(self) -> None:
         await self.db.stop()
-        for name in ('_make_file', '_open_file'):
-            with self.subTest(during=name), Held(name) as held:
+        for name, owner in (('make_file', sqlite_db), ('_open_file', SQLiteConnector)):
+            with self.subTest(during=name), Held(name, owner) as held:
                 start = asyncio.create_task(self.db.start())
                 await held.reached()
                 start.cancel()
@@ -1027,7 +1029,7 @@ class CloseTests(SQLiteTestCase):
         self.assertLessEqual(set(others), {AddressNotFound, StorageUnavailable})
 
     async def test_stop_waits_for_a_write_that_is_under_way(self) -> None:
-        with Held('commit', sqlite_db._File) as held:
+        with Held('commit', sqlite_file.SQLiteFile) as held:
             write = asyncio.create_task(self.put('a'))
             await held.reached()
             late = asyncio.create_task(self.put('late'))
@@ -1045,7 +1047,7 @@ class CloseTests(SQLiteTestCase):
 
     async def test_a_read_that_is_under_way_while_it_stops_has_an_answer(self) -> None:
         await self.put(*(f'n{i:02}' for i in range(20)))
-        with Held('read', sqlite_db._File) as held:
+        with Held('read', sqlite_file.SQLiteFile) as held:
             count = asyncio.create_task(self.db.count_addresses())
             await held.reached()
             stop = asyncio.create_task(self.db.stop())
@@ -1084,8 +1086,8 @@ class UncleanEndTests(SQLiteTestCase):
 
     async def started(self, path: Path) -> tuple[SQLAddressBookDB, int]:
         """An engine, and how often it has looked for damage."""
-        with mock.patch.object(sqlite_db._File, '_check', autospec=True,
-                               side_effect=sqlite_db._File._check) as check:
+        with mock.patch.object(sqlite_file.SQLiteFile, '_check', autospec=True,
+                               side_effect=sqlite_file.SQLiteFile._check) as check:
             return await self.start_engine(path), check.call_count
 
     async def test_after_an_unclean_end_all_is_there_and_the_file_is_checked(self) -> None:
@@ -1149,7 +1151,7 @@ class UncleanEndTests(SQLiteTestCase):
 
     async def test_damage_that_comes_while_the_file_is_open_is_an_error_of_the_store(self) -> None:
         await self.damage()
-        with mock.patch.object(sqlite_db._File, '_check'):
+        with mock.patch.object(sqlite_file.SQLiteFile, '_check'):
             await self.db.start()
         for name in ('read', 'list'):
             with self.subTest(call=name):
