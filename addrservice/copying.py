@@ -21,8 +21,9 @@ from addrservice.datamodel import AddressEntry
 from addrservice.errors import (
     AddressChanged, AddressExists, AddressNotFound, StorageError, UnreadableRecord)
 
-IN_FLIGHT = 64
-"""Writes under way at once: they share the wait for a disk or a network."""
+IN_FLIGHT = 16
+"""Writes under way at once: they share the wait for a disk or a network. More would only queue: to
+check and convert an entry takes longer than its share of that."""
 
 MAX_NAMED = 100
 """Findings of one kind that are told one by one; the others are counted."""

@@ -156,8 +156,10 @@ def section_of(engine: str, dsn: str | None) -> Iterator[dict[str, Any]]:
             from tests.postgres import PostgresServer
             dsn = stack.enter_context(PostgresServer()).dsn()
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir='.'))
+        # So many writers have to wait for a connection while the book is filled.
+        postgres = {'dsn': dsn, 'acquire-timeout': 60}
         yield {engine: {'memory': None, 'fs': f'{folder}/book', 'sqlite': f'{folder}/book.db',
-                        'postgres': dsn}[engine]}
+                        'postgres': postgres}[engine]}
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -211,10 +212,26 @@ class LayoutTests(FileEngineTestCase):
         await self.start_engine()
         self.assertEqual(0o750, stat.S_IMODE(self.folder.stat().st_mode))
 
-    async def test_missing_parents_are_made(self) -> None:
+    async def test_missing_parents_are_made_and_for_their_owner_only(self) -> None:
+        self.addCleanup(os.umask, os.umask(0))
         self.folder = self.parent / 'x' / 'y' / 'z'
         await self.start_engine()
-        self.assertTrue(self.folder.is_dir())
+        for folder in (self.folder, *self.folder.parents[:2]):
+            self.assertEqual(0o700, stat.S_IMODE(folder.stat().st_mode), folder)
+
+    async def test_to_read_an_entry_is_no_matter_of_waiting_however_many_writes_wait(self) -> None:
+        await self.db.create_address(entry_of('x'), 'a')
+        folder = os.open(self.folder, os.O_RDONLY)
+        self.addCleanup(os.close, folder)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        writes = [asyncio.create_task(self.db.update_address('a', entry_of(f'{i}')))
+                  for i in range(3 * file_db.THREADS)]
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(file_db.LOCK_TIMEOUT / 2):
+            self.assertEqual('x', (await self.db.read_address('a')).entry.full_name)
+        self.assertFalse(any(write.done() for write in writes))
+        fcntl.flock(folder, fcntl.LOCK_UN)
+        await asyncio.gather(*writes)
 
     async def test_foreign_files_are_ignored_and_left_alone(self) -> None:
         for name in FOREIGN_FILES:

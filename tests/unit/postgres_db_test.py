@@ -1043,6 +1043,36 @@ class UpgradeTest(DatabaseTestCase):
                 await engine.update_address(one.nickname, entry_of('newer'), one.version)
             await engine.delete_address(one.nickname, version)
 
+    async def test_a_store_that_is_up_to_date_needs_no_right_to_make_tables(self) -> None:
+        await self.start()
+        role = f'clerk_{self.database}'
+        self.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'",
+                     f'GRANT SELECT, INSERT, UPDATE, DELETE ON addresses TO {role}',
+                     f'GRANT SELECT ON addresses_schema TO {role}')
+        self.addCleanup(self.server.execute, f'DROP OWNED BY {role}; DROP ROLE {role}',
+                        database=self.database)
+        engine = await self.start(
+            f'postgresql://{role}:secret@127.0.0.1:{self.server.port}/{self.database}')
+        key = await engine.create_address(entry_of('x'))
+        await engine.delete_address(*key)
+
+    async def test_nothing_is_served_before_the_store_is_known(self) -> None:
+        self.put_version(1)
+        self.execute(self.V1)
+        engine = make_engine(self.dsn, **self.settings)
+        self.addAsyncCleanup(engine.stop)
+        async with self.session() as other, other.transaction():
+            await other.execute('UPDATE addresses_schema SET version = 99')
+            starting = asyncio.create_task(engine.start())
+            await asyncio.sleep(0.2)  # now it waits for the lock
+            for call in (engine.read_address('a'), engine.create_address(entry_of('x')),
+                         engine.count_addresses(), engine.ping()):
+                with self.assertRaises(StorageUnavailable):
+                    await call
+        with self.assertRaises(ConfigError):
+            await starting
+        self.assertEqual([(0,)], self.fetch('SELECT count(*) FROM addresses'))
+
     async def test_an_upgraded_store_is_like_a_new_one(self) -> None:
         self.put_version(1)
         self.execute(self.V1)
