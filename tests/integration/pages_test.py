@@ -11,7 +11,7 @@ import tempfile
 import time
 import unittest
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 from urllib.parse import urlencode
 
 if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
@@ -25,10 +25,8 @@ from addrservice.datamodel import MAX_ITEMS, MAX_TEXT
 from addrservice.errors import AddressNotFound
 from addrservice.tornado.addressbook import MAX_PAGE_SIZE
 from addrservice.tornado.paging import make_cursor
-from tests.support import (
-    DEADLINE, AddressServiceAppTestCase, ServerProcess, read_to_end, split_answers)
-
-Config = dict[str, Any]
+from tests.engines import EngineAppTestCase
+from tests.support import DEADLINE, ServerProcess, read_to_end, split_answers
 
 NAMO, RAGA = data.address_data_suite()['namo'], data.address_data_suite()['raga']
 SMALL = {'full_name': 'Small'}
@@ -65,18 +63,10 @@ STRANGE_QUERIES = ['', 'x', 'x=1', 'x=1&x=2', 'Limit=0', 'LIMIT=x', 'limits=0', 
 """What is ignored, as it means nothing here."""
 
 
-class PagesTestCase(AddressServiceAppTestCase):
+class PagesTestCase(EngineAppTestCase):
     """A book on some engine, and ways to fill it and to walk through it."""
 
     book = '/addresses'
-
-    def make_engine(self, folder: Path) -> Config:
-        """The section ``addr-db``; what lies in the folder is gone after the test."""
-        return {'memory': None}
-
-    def make_config(self) -> Config:
-        folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
-        return {'addr-db': self.make_engine(folder)}
 
     def add(self, *nicknames: str, document: object = SMALL) -> list[str]:
         """Makes entries with these ids, and returns them in order."""
@@ -382,7 +372,8 @@ class LargeBookTestCase(unittest.TestCase):
     def setUpClass(cls) -> None:
         folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
         cls.fill(folder)
-        cls.server = cls.enterClassContext(ServerProcess({'addr-db': cls.engine(folder)}))
+        cls.server = cls.enterClassContext(
+            ServerProcess({'addr-db': {'fs': str(folder / 'store')}}))
         cls.server.request('GET', '/addresses?limit=1000')
 
     @classmethod
@@ -392,10 +383,6 @@ class LargeBookTestCase(unittest.TestCase):
         (folder / 'store').mkdir()
         for number in range(cls.ENTRIES):
             (folder / 'store' / f'id-{number:03}.json').write_text(text)
-
-    @classmethod
-    def engine(cls, folder: Path) -> Config:
-        return {'fs': str(folder / 'store')}
 
     def memory(self) -> int:
         """Bytes that the server has had in use at most so far."""
@@ -474,22 +461,10 @@ class LargeBookTests(LargeBookTestCase):
             line.get('status') == 499 for line in self.server.lines('RESPONSE')) >= 5)
 
 
-class Files:
-    """The file engine, for any of the tests above."""
-
-    def make_engine(self, folder: Path) -> Config:
-        return {'fs': str(folder / 'store')}
-
-
-class SQLite:
-    """The SQLite engine, for any of the tests above."""
-
-    def make_engine(self, folder: Path) -> Config:
-        return {'sqlite': str(folder / 'store.db')}
-
-
 class PagesOnFilesTests(
-        Files, WalkTests, CountTests, QueryTests, HeadTests, BigPageTests, WritersTests):
+        WalkTests, CountTests, QueryTests, HeadTests, BigPageTests, WritersTests):
+    engine = 'fs'
+
     def test_a_damaged_entry_is_left_out_and_does_not_end_a_walk(self) -> None:
         ids = self.add_many(6)
         folder = Path(self.service.config['addr-db']['fs'])
@@ -501,8 +476,13 @@ class PagesOnFilesTests(
 
 
 class PagesOnSQLiteTests(
-        SQLite, WalkTests, CountTests, QueryTests, HeadTests, BigPageTests, WritersTests):
-    pass
+        WalkTests, CountTests, QueryTests, HeadTests, BigPageTests, WritersTests):
+    engine = 'sqlite'
+
+
+class PagesOnPostgreSQLTests(
+        WalkTests, CountTests, QueryTests, HeadTests, BigPageTests, WritersTests):
+    engine = 'postgres'
 
 
 if __name__ == '__main__':

@@ -34,6 +34,7 @@ from tests.support import DEADLINE, ROOT, Answer, ServerProcess
 
 NOT_KNOWN = 'whether the change was made is not known'
 IF_NEW = {'If-None-Match': '*'}
+CLIENTS = 50
 SHORT = {'acquire-timeout': 0.5, 'connect-timeout': 0.5, 'command-timeout': 0.5}
 """Settings with which a server that hangs is noticed soon. On a busy machine it may look as if
 one did: then a write is answered 503, and may be tried again."""
@@ -388,11 +389,11 @@ class ReplicaTest(SharedDatabaseTestCase):
         config = config_of(self.dsn, **PATIENT)
         with self.serve(config) as one, self.serve(config) as other:
             one.request('PUT', '/addresses/n', json.dumps({'full_name': '0'}), IF_NEW)
-            with ThreadPoolExecutor(20) as pool:
-                tags = list(pool.map(count_up, [one, other] * 10))
-            self.assertEqual(20, len(set(tags)))
+            with ThreadPoolExecutor(CLIENTS) as pool:
+                tags = list(pool.map(count_up, [one, other] * (CLIENTS // 2)))
+            self.assertEqual(CLIENTS, len(set(tags)))
             answer = other.request('GET', '/addresses/n')
-            self.assertEqual('20', answer.json()['full_name'])
+            self.assertEqual(f'{CLIENTS}', answer.json()['full_name'])
             self.assertIn(answer.headers['ETag'], tags)
 
     def test_of_many_who_create_one_entry_over_both_one_wins(self) -> None:
@@ -403,9 +404,9 @@ class ReplicaTest(SharedDatabaseTestCase):
                     return [one, other][number % 2].request(
                         'PUT', f'/addresses/r{turn}', json.dumps({'full_name': f'{number}'}),
                         IF_NEW).status
-                with ThreadPoolExecutor(20) as pool:
-                    statuses = list(pool.map(create, range(20)))
-                self.assertEqual([201] + [412] * 19, sorted(statuses))
+                with ThreadPoolExecutor(CLIENTS) as pool:
+                    statuses = list(pool.map(create, range(CLIENTS)))
+                self.assertEqual([201] + [412] * (CLIENTS - 1), sorted(statuses))
                 name = one.request('GET', f'/addresses/r{turn}').json()['full_name']
                 self.assertEqual(f'{statuses.index(201)}', name)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import unittest
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ if __name__ == '__main__':
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import data
-from tests.support import AddressServiceAppTestCase
+from tests.engines import EngineAppTestCase
 
 NAMO, RAGA = data.address_data_suite()['namo'], data.address_data_suite()['raga']
 CURL_DEFAULT_TYPE = 'application/x-www-form-urlencoded'
 
 
-class TestAddressServiceApp(AddressServiceAppTestCase):
+class TestAddressServiceApp(EngineAppTestCase):
     """The book in memory, under the name that leads."""
 
     book = '/addresses'
@@ -128,17 +127,15 @@ class TestAddressServiceAppUnderItsOtherName(TestAddressServiceApp):
 
 
 class TestAddressServiceAppOnFiles(TestAddressServiceApp):
-    def make_config(self) -> dict[str, Any]:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        return {'addr-db': {'fs': folder.name}}
+    engine = 'fs'
 
 
 class TestAddressServiceAppOnSQLite(TestAddressServiceApp):
-    def make_config(self) -> dict[str, Any]:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        return {'addr-db': {'sqlite': str(Path(folder.name) / 'store.db')}}
+    engine = 'sqlite'
+
+
+class TestAddressServiceAppOnPostgreSQL(TestAddressServiceApp):
+    engine = 'postgres'
 
 
 if __name__ == '__main__':

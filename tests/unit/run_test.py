@@ -72,7 +72,7 @@ class SmallRepositoryTest(unittest.TestCase):
 
     def write_copying(self, body: str) -> None:
         self.write('addrservice/__init__.py', '')
-        self.write('addrservice/copying.py', body)
+        self.write('addrservice/copy_command.py', body)
 
     def run_word(self, *words: str, python: Path = Path(sys.executable), cwd: Path | None = None
                  ) -> 'subprocess.CompletedProcess[str]':
