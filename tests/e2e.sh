@@ -121,6 +121,6 @@ check 'flake8 by hand' flake8 ./addrservice ./tests
 check 'mypy by hand' mypy ./addrservice ./tests
 check 'unittest by hand' python -m unittest discover tests -p '*handlers_test.py'
 check 'a test file by itself' python3 tests/unit/address_data_test.py
-check 'coverage by hand' coverage run --source=addrservice --branch ./run.py test --suite unit
+check 'coverage by hand' coverage run --source=addrservice --branch ./run.py test -k unit.datamodel_test
 check 'coverage report by hand' coverage report
 exit "$failed"
