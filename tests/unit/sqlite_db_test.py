@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import contextvars
 import gc
 import json
@@ -1223,8 +1224,7 @@ class KillTests(unittest.TestCase):
                     await db.create_address(entry_of(f'{number}'), f'{number}-{i}')
 
         self.path = self.path.parent / 'new' / 'book.db'
-        children = [self.fork(lambda number=number: work(number))  # type: ignore[misc]
-                    for number in range(STARTERS)]
+        children = [self.fork(functools.partial(work, number)) for number in range(STARTERS)]
         self.assertEqual([0] * STARTERS, [os.waitpid(child, 0)[1] for child in children])
         self.assertEqual(5 * STARTERS, len(asyncio.run(self.found())))
 
