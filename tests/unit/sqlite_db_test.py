@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import contextvars
+import functools
 import gc
 import json
 import os
