@@ -230,10 +230,12 @@ class CrashTestCase(unittest.TestCase):
         self.writers: list[Writer] = []
 
     def config(self) -> dict[str, Any]:
+        """The section ``addr-db``; each engine's class has its own."""
         raise NotImplementedError
 
     def check_files(self, servers: Sequence[ServerProcess]) -> None:
-        """No file is there that nobody needs, while these servers run."""
+        """No file is there that nobody needs, while these servers run; each engine's class knows
+        its own."""
         raise NotImplementedError
 
     @contextlib.contextmanager
