@@ -72,7 +72,7 @@ class AddressBookRequestHandler(BaseRequestHandler):
                 size += len(piece)
                 if size > BUFFER_SIZE:
                     # Waits until the client has taken it: memory stays bounded.
-                    with self.telemetry.waiting_for_client():
+                    with self.admission.waiting_for_client():
                         await self.flush()
                     size = 0
                     if self.request.method == 'HEAD':

@@ -13,6 +13,7 @@ from tornado import httputil
 from addrservice.service import AddressBookService
 from addrservice.tornado.addressbook import (
     AddressBookEntryRequestHandler, AddressBookRequestHandler)
+from addrservice.tornado.admission import Admission
 from addrservice.tornado.base import (
     BaseRequestHandler, DefaultRequestHandler, ErrorRequestHandler, log_request)
 from addrservice.tornado.conditions import TaggingGZip
@@ -42,11 +43,13 @@ ROUTES = (
 
 
 class AddressBookApplication(tornado.web.Application):
-    """The routes of one service, and the telemetry of its requests."""
+    """The routes of one service, and what watches over its requests."""
 
-    def __init__(self, service: AddressBookService, telemetry: Telemetry) -> None:
-        self.telemetry = telemetry
-        self._shared: dict[str, Any] = {'service': service, 'telemetry': telemetry}
+    def __init__(self, service: AddressBookService, telemetry: Telemetry, admission: Admission
+                 ) -> None:
+        self.admission = admission
+        self._shared: dict[str, Any] = {
+            'service': service, 'telemetry': telemetry, 'admission': admission}
         super().__init__(
             [(route.pattern(), route.handler, {**self._shared, 'route': route.template})
              for route in ROUTES],
@@ -75,5 +78,5 @@ def make_addrservice_app(config: Mapping[str, Any], debug: bool, logger: logging
     :raises ConfigError: the configuration cannot be used.
     """
     service = AddressBookService(config, logger)
-    max_in_flight = service.config['server']['max-in-flight']
-    return service, AddressBookApplication(service, Telemetry(logger, max_in_flight, debug))
+    admission = Admission(service.config['server']['max-in-flight'])
+    return service, AddressBookApplication(service, Telemetry(logger, debug), admission)

@@ -19,6 +19,7 @@ from tornado.web import HTTPError
 
 from addrservice import errors
 from addrservice.service import AddressBookService
+from addrservice.tornado.admission import Admission
 from addrservice.tornado.conditions import compressed_etag, is_compressed, read_tags
 from addrservice.tornado.json_body import parse_json, require_json_type, to_json
 from addrservice.tornado.telemetry import RequestEvent, Telemetry, request_id
@@ -57,15 +58,17 @@ class BaseRequestHandler(tornado.web.RequestHandler):
     """Probes are answered however busy the service is, and logged at DEBUG."""
 
     def initialize(self, service: AddressBookService, telemetry: Telemetry,
-                   route: str | None = None) -> None:
+                   admission: Admission, route: str | None = None) -> None:
         """Called by Tornado for every request, also one that is refused.
 
         :param service: the address book.
         :param telemetry: is told how the request ended.
+        :param admission: says whether it is one too many.
         :param route: the template of the path, for logs; None for an unknown one.
         """
         self.service = service
         self.telemetry = telemetry
+        self.admission = admission
         self.event = RequestEvent(
             req_id=request_id(self.request.headers), method=str(self.request.method),
             uri=str(self.request.uri), ip=str(self.request.remote_ip), route=route,
@@ -74,7 +77,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         self.hung_up = False
         self.has_begun_answer = False
         self._body = bytearray()
-        telemetry.began(self.event)
+        admission.enter(self.is_probe)
         self.set_header('X-Request-ID', self.event.req_id)
 
     def set_default_headers(self) -> None:
@@ -85,7 +88,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
 
     def prepare(self) -> None:
         logutils.set_log_context(**self.event.identity())
-        if self.telemetry.is_overloaded() and not self.is_probe:
+        if self.admission.is_overloaded() and not self.is_probe:
             raise errors.Overloaded('There is more to do than this server takes on; try later')
 
     def data_received(self, chunk: bytes) -> None:
@@ -222,12 +225,13 @@ class ErrorRequestHandler(BaseRequestHandler):
     of its own looks like every other error."""
 
     def initialize(self, service: AddressBookService, telemetry: Telemetry,
-                   route: str | None = None, error: HTTPError | None = None) -> None:
+                   admission: Admission, route: str | None = None,
+                   error: HTTPError | None = None) -> None:
         """
         :param error: what is wrong with the request; left out: nothing is
             served on its path.
         """
-        super().initialize(service, telemetry, route)
+        super().initialize(service, telemetry, admission, route)
         self.error = error or HTTPError(404, 'Nothing is served on this path',
                                         reason='Unknown Endpoint')
 
@@ -265,6 +269,7 @@ def log_request(handler: tornado.web.RequestHandler) -> None:
         event.status, event.reason = 499, CLIENT_CLOSED_REQUEST
     event.time_ms = round(1000 * handler.request.request_time(), 3)
     event.body_bytes_sent = getattr(connection, 'body_bytes_sent', None)
+    handler.admission.leave(handler.is_probe)
     handler.telemetry.ended(event)
 
 

@@ -187,7 +187,7 @@ class Server:
         try:
             async with asyncio.timeout(settings['timeout']):
                 await self.http.until_drained()
-                await self.app.telemetry.until_idle()
+                await self.app.admission.until_idle()
         except TimeoutError:
             self._log('DRAIN TIMED OUT', connections=len(self.http.connections))
 
@@ -198,7 +198,7 @@ class Server:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CUT_OFF_SECONDS):
                 await self.http.until_drained()
-                await self.app.telemetry.until_idle()
+                await self.app.admission.until_idle()
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await self.service.stop()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import re
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tornado import httputil
@@ -47,60 +44,26 @@ class RequestEvent:
 
 
 class Telemetry:
-    """Counts the requests under way, and writes each one's canonical line.
+    """Writes the canonical line of each request.
 
     See https://brandur.org/canonical-log-lines: one line per request that
     holds all there is to know about it.
     """
 
-    def __init__(self, logger: logging.Logger, max_in_flight: int, debug: bool = False) -> None:
+    def __init__(self, logger: logging.Logger, debug: bool = False) -> None:
         """
         :param logger: gets the lines: INFO below status 400, WARNING below
             500, ERROR from there; DEBUG for a probe that succeeds.
-        :param max_in_flight: requests worked on at once; probes do not count.
         :param debug: whether refused requests have a trace in their line, too.
         """
         self.logger = logger
-        self.max_in_flight = max_in_flight
         self.debug = debug
-        self.in_flight = 0
-        self.probes_in_flight = 0
-
-    def began(self, event: RequestEvent) -> None:
-        """Takes note of a request; each one must end in `ended`."""
-        self._count(event, 1)
 
     def ended(self, event: RequestEvent) -> None:
         """Writes a request's line; to be called once for each."""
-        self._count(event, -1)
         level = self._level(event)
         if self.logger.isEnabledFor(level):
             logutils.log_line(self.logger, level, self._fields(event))
-
-    def is_overloaded(self) -> bool:
-        """Whether more requests are under way than should be."""
-        return self.in_flight > self.max_in_flight
-
-    @contextlib.contextmanager
-    def waiting_for_client(self) -> Iterator[None]:
-        """While a request waits for its client only, it is no work that would
-        keep others from being taken on: a slow reader has no effect on them."""
-        self.in_flight -= 1
-        try:
-            yield
-        finally:
-            self.in_flight += 1
-
-    async def until_idle(self) -> None:
-        """Returns when no request is under way."""
-        while self.in_flight or self.probes_in_flight:
-            await asyncio.sleep(0.02)
-
-    def _count(self, event: RequestEvent, change: int) -> None:
-        if event.is_probe:
-            self.probes_in_flight += change
-        else:
-            self.in_flight += change
 
     def _level(self, event: RequestEvent) -> int:
         if event.status >= 500:

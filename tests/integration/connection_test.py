@@ -124,7 +124,7 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
             writer.close()
         # Nothing is left over, whatever the test did.
         await self.until(lambda: not self.server.connections)
-        await asyncio.wait_for(self.app.telemetry.until_idle(), DEADLINE)
+        await asyncio.wait_for(self.app.admission.until_idle(), DEADLINE)
         self.server.stop()
         await self.service.stop()
 
@@ -410,7 +410,7 @@ class HangUpTest(ServerTestCase):
                 await asyncio.sleep(0.02)
                 self.db.gate.set()
                 await self.until_gone()
-                await self.app.telemetry.until_idle()
+                await self.app.admission.until_idle()
                 # How many were begun is a matter of time; each of them has its line.
                 statuses = [line['status'] for line in self.lines()]
                 self.assertIn(len(statuses), (1, 2, 3))
@@ -832,17 +832,17 @@ class OverloadTest(ServerTestCase):
 
     async def test_a_client_that_reads_slowly_takes_no_place(self) -> None:
         self.fill(50_000)
-        telemetry = self.app.telemetry
+        admission = self.app.admission
         with contextlib.ExitStack() as clients:
             for number in range(1, 4):
                 client = clients.enter_context(
                     socket.create_connection(('127.0.0.1', self.port)))
                 client.sendall(request('GET', '/addresses'))
                 await self.until(lambda: len(self.server.connections) == number)
-            await self.until(lambda: telemetry.in_flight == 0)
+            await self.until(lambda: admission.in_flight == 0)
             self.assertEqual((await self.ask(request('GET', '/addresses/x', CLOSE))).status, 404)
         await self.until(lambda: [line['status'] for line in self.lines()] == [404] + [499] * 3)
-        self.assertEqual(telemetry.in_flight, 0)
+        self.assertEqual(admission.in_flight, 0)
 
     async def test_a_client_that_sends_slowly_takes_no_place(self) -> None:
         for _ in range(5):

@@ -1,8 +1,7 @@
-"""Every request is counted while it is under way, and ends in one line that tells all of it."""
+"""Every request ends in one line that tells all of it."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 import unittest
@@ -16,7 +15,7 @@ from tornado.httputil import HTTPHeaders
 
 from addrservice.tornado.telemetry import RequestEvent, Telemetry, request_id
 from addrservice.utils.logutils import set_log_context
-from tests.support import clear_log_context, parse_logfmt, quiet_logger
+from tests.support import clear_log_context, parse_logfmt
 
 SANE_IDS = ('x', 'a' * 64, 'e6cd3072530f46b9932946fd65a13779', 'Az09._:-')
 STRANGE_IDS = ('', ' ', 'a' * 65, 'a b', 'a"b', 'a=b', 'a,b', 'é', 'a\x1f', '../x', '<x>', '\\n')
@@ -52,7 +51,7 @@ class LineTest(unittest.TestCase):
     def line(self, event: RequestEvent, debug: bool = False) -> tuple[str, dict[str, Any]]:
         """Level and fields of the one line that the end of a request writes."""
         with self.assertLogs('telemetry_test', logging.DEBUG) as logs:
-            Telemetry(logging.getLogger('telemetry_test'), 1, debug).ended(event)
+            Telemetry(logging.getLogger('telemetry_test'), debug).ended(event)
         record, = logs.records
         return record.levelname, parse_logfmt(record.getMessage())
 
@@ -83,41 +82,6 @@ class LineTest(unittest.TestCase):
         _, fields = self.line(make_event(200))
         self.assertEqual(fields['req_id'], 'id')
         self.assertNotIn('user', fields)
-
-
-class CountTest(unittest.TestCase):
-    def setUp(self) -> None:
-        self.telemetry = Telemetry(quiet_logger(), max_in_flight=2)
-
-    def begin(self, count: int, is_probe: bool = False) -> list[RequestEvent]:
-        events = [make_event(is_probe=is_probe) for _ in range(count)]
-        for event in events:
-            self.telemetry.began(event)
-        return events
-
-    def test_more_requests_than_may_be_under_way_are_too_many(self) -> None:
-        self.begin(2)
-        self.assertFalse(self.telemetry.is_overloaded())
-        last, = self.begin(1)
-        self.assertTrue(self.telemetry.is_overloaded())
-        self.telemetry.ended(last)
-        self.assertFalse(self.telemetry.is_overloaded())
-
-    def test_probes_are_never_too_many(self) -> None:
-        self.begin(3, is_probe=True)
-        self.assertFalse(self.telemetry.is_overloaded())
-
-    def test_it_is_idle_when_the_last_request_and_the_last_probe_have_ended(self) -> None:
-        async def end_all() -> None:
-            events = self.begin(1) + self.begin(1, is_probe=True)
-            idle = asyncio.create_task(self.telemetry.until_idle())
-            for event in events:
-                await asyncio.sleep(0.05)
-                self.assertFalse(idle.done())
-                self.telemetry.ended(event)
-            await asyncio.wait_for(idle, 5)
-
-        asyncio.run(end_all())
 
 
 if __name__ == '__main__':

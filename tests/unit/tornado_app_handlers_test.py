@@ -136,12 +136,12 @@ class AddressServiceTornadoAppUnitTests(AddressServiceTornadoAppTestCase):
         self.assertNotIn(b'secret', response.body)
 
     def test_more_requests_than_the_limit_are_sent_away_but_probes_are_answered(self) -> None:
-        self.app.telemetry.in_flight = self.app.telemetry.max_in_flight
+        self.app.admission.in_flight = self.app.admission.max_in_flight
         response = self.ask('GET', '/addresses')
         self.assert_error(response, 503, 'Service Unavailable')
         self.assertIn(int(response.headers['Retry-After']), range(1, 10))
         self.assertEqual(self.ask('GET', '/healthz').code, 200)
-        self.app.telemetry.in_flight = 0
+        self.app.admission.in_flight = 0
         self.assertEqual(self.ask('GET', '/addresses').code, 200)
 
     def test_routes_accept_a_trailing_slash(self) -> None:

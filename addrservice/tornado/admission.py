@@ -1,0 +1,53 @@
+"""How much is taken on at once: requests under way are counted, too many are refused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+
+class Admission:
+    """Counts the requests under way. Probes are counted apart: they are
+    answered however busy the service is."""
+
+    def __init__(self, max_in_flight: int) -> None:
+        """
+        :param max_in_flight: requests worked on at once; probes do not count.
+        """
+        self.max_in_flight = max_in_flight
+        self.in_flight = 0
+        self.probes_in_flight = 0
+
+    def enter(self, is_probe: bool) -> None:
+        """Takes note of a request; each one must `leave`."""
+        self._count(is_probe, 1)
+
+    def leave(self, is_probe: bool) -> None:
+        """A request has ended; to be called once for each."""
+        self._count(is_probe, -1)
+
+    def is_overloaded(self) -> bool:
+        """Whether more requests are under way than should be."""
+        return self.in_flight > self.max_in_flight
+
+    @contextlib.contextmanager
+    def waiting_for_client(self) -> Iterator[None]:
+        """While a request waits for its client only, it is no work that would
+        keep others from being taken on: a slow reader has no effect on them."""
+        self.in_flight -= 1
+        try:
+            yield
+        finally:
+            self.in_flight += 1
+
+    async def until_idle(self) -> None:
+        """Returns when no request is under way."""
+        while self.in_flight or self.probes_in_flight:
+            await asyncio.sleep(0.02)
+
+    def _count(self, is_probe: bool, change: int) -> None:
+        if is_probe:
+            self.probes_in_flight += change
+        else:
+            self.in_flight += change
