@@ -1,0 +1,202 @@
+"""What is counted comes out as Prometheus reads it, and its size is bounded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics)
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_client.samples import Sample
+
+from addrservice import __version__
+from addrservice.utils.metrics import MAX_SPAN_NAMES, MULTIPROCESS, NOT_NOW, REFUSALS, Metrics
+from tests.support import ROOT
+
+OPENMETRICS = 'application/openmetrics-text; version=1.0.0'
+TRACE_ID = 32 * 'a'
+
+
+class MetricsTestCase(unittest.TestCase):
+    def setUp(self) -> None:
+        self.metrics = Metrics()
+
+    def end(self, method: str = 'GET', route: str | None = '/addresses/{id}', status: int = 200,
+            seconds: float = 0.002, request_size: int = 0, response_size: int | None = 700) -> None:
+        self.metrics.request_began()
+        self.metrics.request_ended(method, route, status, seconds, request_size, response_size,
+                                   TRACE_ID)
+
+    def samples(self, accept: str = '') -> list[Sample]:
+        text = self.metrics.exposition(accept)[0].decode()
+        parse: Any = parse_openmetrics if accept else parse_text
+        return [sample for family in parse(text) for sample in family.samples]
+
+    def value(self, name: str, /, **labels: str) -> float | None:
+        found = [sample.value for sample in self.samples()
+                 if sample.name == name and sample.labels == labels]
+        self.assertLessEqual(len(found), 1)
+        return found[0] if found else None
+
+
+class CountTest(MetricsTestCase):
+    def test_a_request_is_counted_by_method_route_and_status(self) -> None:
+        self.end()
+        self.end()
+        self.end(status=404)
+        name, labels = 'http_server_request_duration_seconds', {
+            'method': 'GET', 'route': '/addresses/{id}', 'status': '200'}
+        self.assertEqual(self.value(f'{name}_count', **labels), 2)
+        self.assertEqual(self.value(f'{name}_sum', **labels), 0.004)
+        self.assertEqual(self.value(f'{name}_bucket', **labels, le='0.001'), 0)
+        self.assertEqual(self.value(f'{name}_bucket', **labels, le='0.0025'), 2)
+        self.assertEqual(self.value(f'{name}_count', **{**labels, 'status': '404'}), 1)
+
+    def test_bodies_are_measured_both_ways(self) -> None:
+        self.end('POST', '/addresses', 201, request_size=500, response_size=0)
+        self.end('POST', '/addresses', 499, request_size=500, response_size=None)
+        labels = {'method': 'POST', 'route': '/addresses'}
+        self.assertEqual(self.value('http_server_request_body_size_bytes_sum', **labels), 1000)
+        self.assertEqual(self.value('http_server_response_body_size_bytes_count', **labels), 1)
+
+    def test_what_is_under_way_is_a_gauge(self) -> None:
+        self.metrics.request_began()
+        self.end()
+        self.assertEqual(self.value('http_server_active_requests'), 1)
+
+    def test_whatever_clients_send_is_one_label(self) -> None:
+        self.end()
+        before = len(self.samples())
+        for number in range(500):
+            self.end(f'FOO{number}', None, 405)
+        self.assertEqual(self.value('http_server_request_duration_seconds_count',
+                                    method='_OTHER', route='(unknown)', status='405'), 500)
+        added = len(self.samples()) - before
+        for number in range(500):
+            self.end(f'BAR{number}', None, 405)
+        self.assertEqual(len(self.samples()) - before, added)
+
+    def test_refusals_are_counted_by_reason_and_are_there_before_the_first(self) -> None:
+        for reason in (*REFUSALS.values(), *NOT_NOW):
+            self.assertEqual(self.value('addrservice_requests_refused_total', reason=reason), 0)
+        self.end(status=413)
+        self.end(status=503)  # why, only who refuses knows
+        self.metrics.refused('overloaded')
+        for reason in ('content_too_large', 'overloaded'):
+            self.assertEqual(self.value('addrservice_requests_refused_total', reason=reason), 1)
+        self.assertEqual(
+            self.value('addrservice_requests_refused_total', reason='storage_unavailable'), 0)
+
+    def test_what_is_not_known_is_not_told(self) -> None:
+        for name in ('addrservice_entries', 'db_client_connection_max'):
+            self.assertIsNone(self.value(name))
+        self.metrics.set_entries(7)
+        self.metrics.set_connections(used=3, idle=2, maximum=10)
+        self.assertEqual(self.value('addrservice_entries'), 7)
+        self.assertEqual(self.value('db_client_connection_count', state='used'), 3)
+        self.assertEqual(self.value('db_client_connection_count', state='idle'), 2)
+        self.assertEqual(self.value('db_client_connection_max'), 10)
+
+    def test_the_rest_has_its_series_too(self) -> None:
+        self.metrics.operation_ended('sqlite', 'read_address', 'ok', 0.00003)
+        self.metrics.unreadable_record()
+        self.metrics.loop_lagged(0.003)
+        self.metrics.set_ready(True)
+        self.assertEqual(self.value(
+            'addrservice_db_operation_duration_seconds_bucket', engine='sqlite',
+            operation='read_address', outcome='ok', le='5e-05'), 1)
+        self.assertEqual(self.value('addrservice_unreadable_records_total'), 1)
+        self.assertEqual(self.value('addrservice_event_loop_lag_seconds_count'), 1)
+        self.assertEqual(self.value('addrservice_ready'), 1)
+        self.assertEqual(self.value('addrservice_build_info', version=__version__,
+                                    python='.'.join(map(str, sys.version_info[:3]))), 1)
+        self.assertGreater(self.value('process_resident_memory_bytes') or 0, 1e6)
+        self.assertIsNotNone(self.value('python_gc_collections_total', generation='2'))
+
+    def test_very_many_names_of_spans_become_one(self) -> None:
+        for number in range(2 * MAX_SPAN_NAMES):
+            self.metrics.span_ended(f'span {number}', 0.001)
+        names = {sample.labels['name'] for sample in self.samples()
+                 if sample.name == 'addrservice_span_duration_seconds_count'}
+        self.assertLessEqual(len(names), MAX_SPAN_NAMES + 1)
+        self.assertGreater(
+            self.value('addrservice_span_duration_seconds_count', name='(other)') or 0, 90)
+
+    def test_two_of_them_share_nothing(self) -> None:
+        self.end()
+        self.assertNotIn(b'/addresses/{id}', Metrics().exposition('')[0])
+
+
+class FormatTest(MetricsTestCase):
+    def test_who_takes_openmetrics_gets_it_with_the_trace_of_an_example(self) -> None:
+        self.end()
+        body, media_type = self.metrics.exposition(OPENMETRICS + ';q=0.7,text/plain;q=0.3')
+        self.assertTrue(media_type.startswith('application/openmetrics-text; version=1.0.0'))
+        self.assertTrue(body.endswith(b'# EOF\n'))
+        exemplars = [sample.exemplar for sample in self.samples(OPENMETRICS) if sample.exemplar]
+        self.assertEqual([exemplar.labels for exemplar in exemplars], [{'trace_id': TRACE_ID}])
+
+    def test_everyone_else_gets_plain_text(self) -> None:
+        for accept in ('', '*/*', 'text/html', 'text/plain;version=9', 'nonsense', ';;,='):
+            body, media_type = self.metrics.exposition(accept)
+            self.assertEqual(media_type, 'text/plain; version=0.0.4; charset=utf-8')
+            self.assertIn(b'# TYPE http_server_active_requests gauge', body)
+
+
+WORKER = '''
+import sys
+from addrservice.utils.metrics import Metrics
+metrics = Metrics()
+for _ in range(int(sys.argv[1])):
+    metrics.request_began()
+    metrics.request_ended('GET', '/addresses', 200, 0.002, 0, 100, None)
+metrics.request_began()
+metrics.set_entries(5)
+metrics.refresh()
+print(metrics.exposition('')[0].decode(), flush=True)
+sys.stdin.read()
+'''
+
+
+class WorkersTest(unittest.TestCase):
+    """Several processes that share a folder tell the sum of all."""
+
+    def start(self, folder: str, count: int) -> tuple[int, Mapping[str, list[Sample]]]:
+        worker = subprocess.Popen(
+            [sys.executable, '-c', WORKER, str(count)], cwd=ROOT, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, MULTIPROCESS: folder})
+        self.addCleanup(worker.communicate)
+        assert worker.stdout is not None
+        lines = []
+        while (line := worker.stdout.readline()).strip():
+            lines.append(line)
+        samples: dict[str, list[Sample]] = {}
+        for family in parse_text(''.join(lines)):
+            for sample in family.samples:
+                samples.setdefault(sample.name, []).append(sample)
+        return worker.pid, samples
+
+    def test_the_second_tells_what_both_have_counted(self) -> None:
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        first, _ = self.start(folder, 3)
+        second, samples = self.start(folder, 4)
+        count, = samples['http_server_request_duration_seconds_count']
+        self.assertEqual(count.value, 7)
+        self.assertEqual([sample.value for sample in samples['http_server_active_requests']], [2])
+        self.assertEqual([sample.value for sample in samples['addrservice_entries']], [5])
+        pids = {sample.labels['pid'] for sample in samples['process_resident_memory_bytes']}
+        self.assertEqual(pids, {str(first), str(second)})
+
+
+if __name__ == '__main__':
+    unittest.main()
