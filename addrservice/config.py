@@ -29,7 +29,7 @@ SHORTHAND = 'x-shorthand'
 """Of a section in the schema: the key that is meant where a text stands for all of it."""
 
 _VARIABLE = re.compile(r'\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})')
-_SECRET_NAME = r'(?:passw|passphrase|secret|token|credential|private)'
+_SECRET_NAME = r'(?:passw|passphrase|secret|token|credential|private|authorization|api-?key)'
 _SECRET_KEY = re.compile(_SECRET_NAME, re.IGNORECASE)
 _SECRETS_IN_TEXT = (
     # The password of a URL: from the first colon to the last @ before what may be a host.
@@ -116,6 +116,8 @@ def _with_defaults(given: Mapping[str, Any], schema: Mapping[str, Any]) -> Confi
             value = given.get(key, copy.deepcopy(sub_schema.get('default')))
             if isinstance(value, str) and SHORTHAND in sub_schema:
                 value = {sub_schema[SHORTHAND]: value}
+            if value is None and 'properties' in sub_schema:
+                value = {}  # there, with nothing said about it
             is_section = isinstance(value, Mapping) and 'properties' in sub_schema
             config[key] = _with_defaults(value, sub_schema) if is_section else value
     return {**config, **{key: given[key] for key in given if key not in config}}
@@ -132,10 +134,12 @@ def _explain(error: jsonschema.exceptions.ValidationError) -> str:
 def _explain_unknown_key(error: jsonschema.exceptions.ValidationError, where: str) -> str:
     schema = cast(Mapping[str, Any], error.schema)
     known = list(schema['properties'])
-    key = next(key for key in cast(Mapping[str, Any], error.instance) if key not in known)
+    patterns = schema.get('patternProperties', ())
+    key = next(key for key in cast(Mapping[str, Any], error.instance) if key not in known
+               and not any(re.search(pattern, str(key)) for pattern in patterns))
     guess = difflib.get_close_matches(str(key), known, n=1)
     hint = f'did you mean {guess[0]!r}?' if guess else f'known are {", ".join(known)}'
-    what = 'engine' if where == 'addr-db' else 'key'
+    what = {'addr-db': 'engine', 'tracing.collectors': 'collector'}.get(where, 'key')
     return f'{where + "." if where else ""}{key}: unknown {what}, {hint}'
 
 

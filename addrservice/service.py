@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 from addrservice.config import complete_config
 from addrservice.database.addressbook_db import Key, Stored, is_nickname
 from addrservice.database.db_engines import create_addressbook_db
+from addrservice.database.observed_db import ObservedAddressBookDB
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import (
     AddressNotFound, StorageError, StorageUnavailable, UnreadableRecord)
 from addrservice.utils import logutils
+from addrservice.utils.metrics import Metrics
+from addrservice.utils.tracing import traced
 
 Document = dict[str, Any]
 """An address book entry as JSON has it; see schema/address-book-v1.0.json."""
@@ -37,16 +40,21 @@ class AddressBookService:
     store does not answer in time, or `StorageError`.
     """
 
-    def __init__(self, config: Mapping[str, Any], logger: logging.Logger) -> None:
+    def __init__(self, config: Mapping[str, Any], logger: logging.Logger,
+                 metrics: Metrics | None = None) -> None:
         """
         :param config: as in a YAML file of configs/; what is left out has its
             default.
         :param logger: for what happens outside any request.
+        :param metrics: what the store does is counted there.
         :raises ConfigError: the configuration cannot be used.
         """
         self.config = complete_config(config)
         self.logger = logger
+        self.engine = next(iter(self.config['addr-db']))
         self.addr_db = create_addressbook_db(self.config['addr-db'], logger)
+        if metrics:
+            self.addr_db = ObservedAddressBookDB(self.addr_db, self.engine, metrics)
         self.timeout: float = self.config['server']['request-timeout']
         self._made_at = time.monotonic()
         self._wanted = False
@@ -99,6 +107,7 @@ class AddressBookService:
             return False
         return True
 
+    @traced
     async def create_address(self, document: object, nickname: str | None = None) -> Key:
         """Adds an entry.
 
@@ -108,12 +117,13 @@ class AddressBookService:
         :raises AddressExists: the id is taken.
         :raises AddressNotFound: no entry can have that id.
         """
-        entry = AddressEntry.from_api_dm(document)
+        entry = validate(document)
         if nickname is not None and not is_nickname(nickname):
             raise AddressNotFound('An id is 1 to 64 letters, digits and hyphens')
         async with self._deadline():
             return await self.addr_db.create_address(entry, nickname)
 
+    @traced
     async def get_address(self, nickname: str) -> VersionedDocument:
         """The document that was put last under that id.
 
@@ -122,6 +132,7 @@ class AddressBookService:
         async with self._deadline():
             return _document(await self.addr_db.read_address(nickname))
 
+    @traced
     async def has_address(self, nickname: str) -> bool:
         """Whether there is an entry with that id, and it can be read."""
         try:
@@ -131,6 +142,7 @@ class AddressBookService:
             return False
         return True
 
+    @traced
     async def update_address(self, nickname: str, document: object,
                              if_version: str | None = None) -> str:
         """Replaces an entry.
@@ -141,10 +153,11 @@ class AddressBookService:
         :raises AddressNotFound: there is none to replace.
         :raises AddressChanged: it has another version.
         """
-        entry = AddressEntry.from_api_dm(document)
+        entry = validate(document)
         async with self._deadline():
             return await self.addr_db.update_address(nickname, entry, if_version)
 
+    @traced
     async def delete_address(self, nickname: str, if_version: str | None = None) -> None:
         """Removes an entry.
 
@@ -155,11 +168,13 @@ class AddressBookService:
         async with self._deadline():
             await self.addr_db.delete_address(nickname, if_version)
 
+    @traced
     async def count_addresses(self) -> int:
         """How many entries there are."""
         async with self._deadline():
             return await self.addr_db.count_addresses()
 
+    @traced
     async def get_all_addresses(self, after: str | None = None, limit: int | None = None
                                 ) -> AsyncGenerator[VersionedDocument, None]:
         """Every entry, in id order, in bounded memory.
@@ -185,6 +200,15 @@ class AddressBookService:
             # The engine may still finish what it has begun.
             raise StorageUnavailable('The address book did not answer in time; whether a change '
                                      'was made is not known') from error
+
+
+@traced
+def validate(document: object) -> AddressEntry:
+    """The entry that a document describes.
+
+    :raises InvalidAddress: it describes none.
+    """
+    return AddressEntry.from_api_dm(document)
 
 
 def _document(stored: Stored) -> VersionedDocument:

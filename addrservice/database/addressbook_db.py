@@ -113,6 +113,15 @@ class Stored(NamedTuple):
     entry: AddressEntry
 
 
+class Connections(NamedTuple):
+    """The connections of an engine to its database."""
+
+    used: int
+    idle: int
+    maximum: int
+    """So many there may be."""
+
+
 class AbstractAddressBookDB(ABC):
     """A store of address book entries, each under a unique nickname.
 
@@ -250,8 +259,16 @@ class AbstractAddressBookDB(ABC):
             try:
                 yield decode_record(record)
             except UnreadableRecord as error:
-                logutils.log(self.logger, logging.ERROR, message='UNREADABLE RECORD',
-                             record=error.cause, reason=str(error.__cause__))
+                self.on_unreadable(error)
+
+    def on_unreadable(self, error: UnreadableRecord) -> None:
+        """A listing has met a damaged record, and goes on without it."""
+        logutils.log(self.logger, logging.ERROR, message='UNREADABLE RECORD',
+                     record=error.cause, reason=str(error.__cause__))
+
+    def connections(self) -> Connections | None:
+        """How many connections to a database the engine has; None if it has none to count."""
+        return None
 
 
 def checked_nickname(nickname: str | None) -> str:

@@ -15,8 +15,11 @@ from typing import Any, TypeAlias, TypeVar
 import asyncpg
 
 from addrservice.config import mask_secrets
-from addrservice.database.sql_db import READ_SCHEMA, Plan, Row, SQLConnector, Upgrade
+from addrservice.database.addressbook_db import Connections
+from addrservice.database.sql_db import (
+    READ_SCHEMA, Plan, Row, SQLConnector, Upgrade, queried)
 from addrservice.errors import ConfigError, OutcomeUnknown, StorageError, StorageUnavailable
+from addrservice.utils.tracing import traced
 
 T = TypeVar('T')
 Connection: TypeAlias = 'asyncpg.pool.PoolConnectionProxy[asyncpg.Record]'
@@ -77,6 +80,7 @@ class PostgresConnector(SQLConnector):
     keeps its word, power loss; with a synchronous standby, the loss of a machine.
     """
 
+    system = 'postgresql'
     # In the order of bytes, whatever the collation of the database.
     name_type = 'text COLLATE "C"'
 
@@ -120,17 +124,26 @@ class PostgresConnector(SQLConnector):
         except (TimeoutError, *_FAULTS):
             pool.terminate()
 
+    def connections(self) -> Connections | None:
+        if self._pool is None:
+            return None
+        idle = self._pool.get_idle_size()
+        return Connections(self._pool.get_size() - idle, idle, self._pool.get_max_size())
+
     async def ping(self) -> None:
         await self.fetch(READ_SCHEMA)
 
+    @traced(attributes=queried)
     async def fetch_row(self, statement: str, *arguments: object) -> Row | None:
         row = await self._read(lambda on: on.fetchrow(statement, *arguments))
         return None if row is None else tuple(row)
 
+    @traced(attributes=queried)
     async def fetch(self, statement: str, *arguments: object) -> Sequence[Row]:
         rows = await self._read(lambda on: on.fetch(statement, *arguments))
         return [tuple(row) for row in rows]
 
+    @traced(attributes=queried)
     async def write(self, statement: str, *arguments: object) -> int:
         try:
             tag = await self._run(lambda on: on.execute(statement, *arguments), _UNDONE)

@@ -11,12 +11,12 @@ import contextlib
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from addrservice.database.addressbook_db import (
-    AbstractAddressBookDB, Key, Record, Stored, checked_nickname, checked_version, decode_record,
-    encode_record, is_nickname, is_version, no_such_entry, require_version)
+    AbstractAddressBookDB, Connections, Key, Record, Stored, checked_nickname, checked_version,
+    decode_record, encode_record, is_nickname, is_version, no_such_entry, require_version)
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import (
     AddressExists, ConfigError, OutcomeUnknown, StorageError, StorageUnavailable)
@@ -56,6 +56,9 @@ class SQLConnector(ABC):
     `close`, or `StorageError`.
     """
 
+    system: ClassVar[str]
+    """The kind of database, as OpenTelemetry calls it."""
+
     name_type: ClassVar[str]
     """The type of a text that is compared by its code points."""
 
@@ -78,6 +81,10 @@ class SQLConnector(ABC):
     async def ping(self) -> None:
         """Returns when the database takes statements now."""
 
+    def connections(self) -> Connections | None:
+        """How many connections it has; None if it does not count them."""
+        return None
+
     @abstractmethod
     async def fetch_row(self, statement: str, *arguments: object) -> Row | None:
         """The only row of a result, if there is one.
@@ -98,6 +105,12 @@ class SQLConnector(ABC):
 
         :raises OutcomeUnknown: it was sent, and no answer came.
         """
+
+
+def queried(connector: SQLConnector, statement: str, *arguments: object) -> Mapping[str, str]:
+    """What the span of a statement says of it, under the names of OpenTelemetry's conventions
+    (https://opentelemetry.io/docs/specs/semconv/database/); arguments are nobody's business."""
+    return {'db.system.name': connector.system, 'db.query.text': statement}
 
 
 class SQLAddressBookDB(AbstractAddressBookDB):
@@ -152,6 +165,9 @@ class SQLAddressBookDB(AbstractAddressBookDB):
             changed = await self.connector.write(DELETE_IF, nickname, if_version)
         if not changed:
             await self._explain(nickname, if_version)
+
+    def connections(self) -> Connections | None:
+        return self.connector.connections()
 
     async def count_addresses(self) -> int:
         [(count,)] = await self.connector.fetch(COUNT)

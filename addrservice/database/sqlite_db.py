@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from addrservice.database.disk import run_in_thread
-from addrservice.database.sql_db import Plan, Row, SQLConnector
+from addrservice.database.sql_db import Plan, Row, SQLConnector, queried
 from addrservice.database.sqlite_file import (
     SQLiteFile, Statement, is_harmless, is_locked, is_passing, make_file)
 from addrservice.errors import ConfigError, StorageError, StorageUnavailable
+from addrservice.utils.tracing import traced
 
 P = ParamSpec('P')
 T = TypeVar('T')
@@ -48,6 +49,7 @@ class SQLiteConnector(SQLConnector):
     Several processes on one machine may share the file.
     """
 
+    system = 'sqlite'
     name_type = 'text'
 
     def __init__(self, path: str, busy_timeout: float) -> None:
@@ -94,6 +96,7 @@ class SQLiteConnector(SQLConnector):
         file = self._current() or await self._opened()
         await self._in_thread(self._writer, file.probe)
 
+    @traced(attributes=queried)
     async def fetch_row(self, statement: str, *arguments: object) -> Row | None:
         file = self._current() or await self._opened()
         try:
@@ -104,10 +107,12 @@ class SQLiteConnector(SQLConnector):
             return next(iter(await self.fetch(statement, *arguments)), None)
         return rows[0] if rows else None
 
+    @traced(attributes=queried)
     async def fetch(self, statement: str, *arguments: object) -> Sequence[Row]:
         file = self._current() or await self._opened()
         return await self._in_thread(self._reader, file.read, statement, arguments)
 
+    @traced(attributes=queried)
     async def write(self, statement: str, *arguments: object) -> int:
         write = _Write((statement, arguments), asyncio.get_running_loop().create_future())
         self._waiting.append(write)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import tornado.web
 from tornado import httputil
 
+from addrservice import __version__
 from addrservice.service import AddressBookService
 from addrservice.tornado.addressbook import (
     AddressBookEntryRequestHandler, AddressBookRequestHandler)
@@ -19,6 +20,8 @@ from addrservice.tornado.base import (
 from addrservice.tornado.conditions import TaggingGZip
 from addrservice.tornado.monitor import HealthRequestHandler, ReadinessRequestHandler
 from addrservice.tornado.telemetry import Telemetry
+from addrservice.utils.metrics import Metrics
+from addrservice.utils.tracing import Tracing
 
 
 class Route(NamedTuple):
@@ -47,20 +50,21 @@ class AddressBookApplication(tornado.web.Application):
 
     def __init__(self, service: AddressBookService, telemetry: Telemetry, admission: Admission
                  ) -> None:
+        self.telemetry = telemetry
         self.admission = admission
-        self._shared: dict[str, Any] = {
+        self.shared: dict[str, Any] = {
             'service': service, 'telemetry': telemetry, 'admission': admission}
         super().__init__(
-            [(route.pattern(), route.handler, {**self._shared, 'route': route.template})
+            [(route.pattern(), route.handler, {**self.shared, 'route': route.template})
              for route in ROUTES],
-            default_handler_class=DefaultRequestHandler, default_handler_args=self._shared,
+            default_handler_class=DefaultRequestHandler, default_handler_args=self.shared,
             log_function=log_request, transforms=[TaggingGZip])
 
     def refuse(self, request: httputil.HTTPServerRequest, error: tornado.web.HTTPError
                ) -> httputil.HTTPMessageDelegate:
         """Who answers a request that cannot be served, as every error is answered."""
         return self.get_handler_delegate(request, ErrorRequestHandler, {
-            **self._shared, 'route': template_of(request.path), 'error': error})
+            **self.shared, 'route': template_of(request.path), 'error': error})
 
 
 def template_of(path: str) -> str | None:
@@ -77,6 +81,20 @@ def make_addrservice_app(config: Mapping[str, Any], debug: bool, logger: logging
     :param logger: gets one line per request.
     :raises ConfigError: the configuration cannot be used.
     """
-    service = AddressBookService(config, logger)
+    metrics = Metrics()
+    service = AddressBookService(config, logger, metrics)
+    telemetry = Telemetry(logger, make_tracing(service.config, logger, metrics), metrics, debug)
     admission = Admission(service.config['server']['max-in-flight'])
-    return service, AddressBookApplication(service, Telemetry(logger, debug), admission)
+    return service, AddressBookApplication(service, telemetry, admission)
+
+
+def make_tracing(config: Mapping[str, Any], logger: logging.Logger, metrics: Metrics) -> Tracing:
+    """What collects spans, as far as a complete configuration wants any.
+
+    :raises ConfigError: a collector cannot be made.
+    """
+    if not config['tracing']['collectors']:
+        return Tracing()
+    from addrservice.utils.collectors import CollectedTracing  # imports OpenTelemetry's SDK
+    return CollectedTracing(config['tracing'], config['service']['name'], __version__,
+                            logger, metrics)

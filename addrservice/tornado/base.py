@@ -22,7 +22,7 @@ from addrservice.service import AddressBookService
 from addrservice.tornado.admission import Admission
 from addrservice.tornado.conditions import compressed_etag, is_compressed, read_tags
 from addrservice.tornado.json_body import parse_json, require_json_type, to_json
-from addrservice.tornado.telemetry import RequestEvent, Telemetry, request_id
+from addrservice.tornado.telemetry import Telemetry
 from addrservice.utils import logutils
 
 STATUS_OF: Mapping[type[BaseException], int] = {
@@ -69,10 +69,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         self.service = service
         self.telemetry = telemetry
         self.admission = admission
-        self.event = RequestEvent(
-            req_id=request_id(self.request.headers), method=str(self.request.method),
-            uri=str(self.request.uri), ip=str(self.request.remote_ip), route=route,
-            is_probe=self.is_probe)
+        self.event = telemetry.began(self.request, route, self.is_probe)
         self.etag: str | None = None
         self.hung_up = False
         self.has_begun_answer = False
@@ -87,12 +84,13 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         self.set_header('X-Content-Type-Options', 'nosniff')
 
     def prepare(self) -> None:
-        logutils.set_log_context(**self.event.identity())
+        self.event.enter()
         if self.admission.is_overloaded() and not self.is_probe:
             raise errors.Overloaded('There is more to do than this server takes on; try later')
 
     def data_received(self, chunk: bytes) -> None:
         self._body += chunk
+        self.event.body_bytes_received += len(chunk)
 
     async def options(self, *args: str, **kwargs: str) -> None:
         """What may be done here (RFC 9110 section 9.3.7)."""

@@ -207,6 +207,7 @@ class Server:
             # process. An engine must survive the end of the process anyway.
             self._log('STORE HANGS')
             end_at_once()
+        await asyncio.to_thread(self.app.telemetry.tracing.stop)
 
     def _bind(self) -> list[socket.socket]:
         host, port = self.config['server']['host'], self.config['server']['port']

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPMethod
+from typing import Any
 
 from tornado import httputil
 
+from addrservice.errors import Overloaded, StorageUnavailable
 from addrservice.utils import logutils
+from addrservice.utils.metrics import Metrics
+from addrservice.utils.tracing import RequestTrace, Tracing
 
 _SANE_REQUEST_ID = re.compile(r'[A-Za-z0-9._:-]{1,64}')
 
@@ -18,6 +25,13 @@ def request_id(headers: httputil.HTTPHeaders) -> str:
     """The client's own X-Request-ID if it is fit for logs, else a new one."""
     given = headers.get('X-Request-ID', '')
     return given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def span_name(method: str, route: str | None) -> str:
+    """What a request's span is called: nothing that a client may choose
+    (https://opentelemetry.io/docs/specs/semconv/http/http-spans/#name)."""
+    known = method if method in HTTPMethod.__members__ else 'HTTP'
+    return f'{known} {route}' if route else known
 
 
 @dataclass
@@ -30,8 +44,10 @@ class RequestEvent:
     ip: str
     route: str | None
     is_probe: bool
+    trace: RequestTrace
     status: int = 0
     time_ms: float = 0.0
+    body_bytes_received: int = 0
     body_bytes_sent: int | None = None
     reason: str | None = None
     detail: str | None = None
@@ -40,30 +56,73 @@ class RequestEvent:
 
     def identity(self) -> dict[str, object]:
         """What every line of this request carries."""
-        return {'req_id': self.req_id, 'method': self.method, 'uri': self.uri, 'ip': self.ip}
+        return {'req_id': self.req_id, 'method': self.method, 'uri': self.uri, 'ip': self.ip,
+                'trace_id': self.trace.trace_id, 'span_id': self.trace.span_id}
+
+    def enter(self) -> None:
+        """From now on the current task works for this request: its lines carry
+        the identity, its spans stand under the request's own."""
+        logutils.set_log_context(**self.identity())
+        self.trace.enter()
 
 
 class Telemetry:
-    """Writes the canonical line of each request.
+    """Tells of each request: in a line, in the metrics, and in its trace.
 
-    See https://brandur.org/canonical-log-lines: one line per request that
-    holds all there is to know about it.
+    The line is a canonical one (https://brandur.org/canonical-log-lines): it
+    holds all there is to know about the request.
     """
 
-    def __init__(self, logger: logging.Logger, debug: bool = False) -> None:
+    def __init__(self, logger: logging.Logger, tracing: Tracing, metrics: Metrics | None,
+                 debug: bool = False) -> None:
         """
         :param logger: gets the lines: INFO below status 400, WARNING below
             500, ERROR from there; DEBUG for a probe that succeeds.
+        :param tracing: gives requests their ids, and collects their spans;
+            those of probes are not recorded.
+        :param metrics: where requests are counted, if anywhere.
         :param debug: whether refused requests have a trace in their line, too.
         """
         self.logger = logger
+        self.tracing = tracing
+        self.metrics = metrics
         self.debug = debug
 
+    def began(self, request: httputil.HTTPServerRequest, route: str | None, is_probe: bool
+              ) -> RequestEvent:
+        """Takes note of a request; each one must end in `ended`.
+
+        :param route: the template of its path; None for an unknown one.
+        """
+        if self.metrics:
+            self.metrics.request_began()
+        method, headers = str(request.method), request.headers
+        if is_probe:
+            trace = self.tracing.identify(headers)
+        else:
+            start_time = time.time_ns() - int(1e9 * request.request_time())
+            trace = self.tracing.begin(span_name(method, route), headers, start_time)
+        return RequestEvent(request_id(headers), method, str(request.uri),
+                            str(request.remote_ip), route, is_probe, trace)
+
     def ended(self, event: RequestEvent) -> None:
-        """Writes a request's line; to be called once for each."""
+        """Reports a request; to be called once for each."""
+        line = self._line(event)
+        self.tracing.end(event.trace, line, event.error)
         level = self._level(event)
         if self.logger.isEnabledFor(level):
-            logutils.log_line(self.logger, level, self._fields(event))
+            logutils.log_line(self.logger, level, line)
+        if self.metrics:
+            self._count(event, self.metrics)
+
+    def _count(self, event: RequestEvent, metrics: Metrics) -> None:
+        metrics.request_ended(event.method, event.route, event.status, event.time_ms / 1000,
+                              event.body_bytes_received, event.body_bytes_sent,
+                              event.trace.trace_id)
+        if isinstance(event.error, Overloaded):
+            metrics.refused('overloaded')
+        elif isinstance(event.error, StorageUnavailable):
+            metrics.refused('storage_unavailable')
 
     def _level(self, event: RequestEvent) -> int:
         if event.status >= 500:
@@ -72,7 +131,7 @@ class Telemetry:
             return logging.WARNING
         return logging.DEBUG if event.is_probe else logging.INFO
 
-    def _fields(self, event: RequestEvent) -> dict[str, object]:
+    def _line(self, event: RequestEvent) -> Mapping[str, Any]:
         return {
             **event.identity(),
             'reason': event.reason,

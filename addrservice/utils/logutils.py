@@ -35,13 +35,6 @@ def set_log_context(**fields: object) -> None:
     _LOG_CONTEXT.set(MappingProxyType({**_LOG_CONTEXT.get(), **fields}))
 
 
-def outgoing_headers() -> dict[str, str]:
-    """Headers for a call to another service, so that its log lines and ours
-    can be found by one id. Empty outside a request."""
-    req_id = get_log_context().get('req_id')
-    return {'X-Request-ID': str(req_id)} if req_id else {}
-
-
 def logfmt(fields: Mapping[str, object]) -> str:
     """``{'a': 1, 'b': 'x y'}`` as ``a=1 b="x y"``, always on one line.
 

@@ -62,6 +62,7 @@ TIME = r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}'
 MESSAGES = (
     r'message="STARTING" service_name="Address Book" port=\d+',
     r'req_id="[0-9a-f]{32}" method="POST" uri="/addresses" ip="127\.0\.0\.1" '
+    r'trace_id="[0-9a-f]{32}" span_id="[0-9a-f]{16}" '
     r'message="RESPONSE" status=201 time_ms=\d+\.\d+ route="/addresses" bytes=0',
     r'message="SHUTTING DOWN" service_name="Address Book"',
     r'message="STOPPED" service_name="Address Book"')
@@ -70,7 +71,7 @@ BRIEF = f'{TIME} addrservice INFO : '
 
 PLAIN = f'time="{TIME}" logger="addrservice" level="INFO" '
 ORIGIN = ['time', 'logger', 'level', 'file', 'lineno', 'function']
-IDENTITY = ['req_id', 'method', 'uri', 'ip']
+IDENTITY = ['req_id', 'method', 'uri', 'ip', 'trace_id', 'span_id']
 OUTCOME = ['message', 'status', 'time_ms', 'route', 'bytes']
 
 
@@ -497,6 +498,8 @@ class CanonicalLineTest(ProcessTest):
         self.assertGreater(line.pop('time_ms'), 0)
         self.assertGreater(line.pop('bytes'), 0)
         self.assertIn('JSON', line.pop('detail'))
+        self.assertRegex(line.pop('trace_id'), '^[0-9a-f]{32}$')
+        self.assertRegex(line.pop('span_id'), '^[0-9a-f]{16}$')
         self.assertEqual(line, {
             'level': 'WARNING', 'logger': 'addrservice', 'req_id': 'refused', 'method': 'POST',
             'uri': '/addresses', 'ip': '127.0.0.1', 'reason': 'Invalid JSON body',
@@ -548,7 +551,8 @@ class StartSignalTest(ProcessTest):
         for case, end in ends.items():
             with self.subTest(case):
                 status, out, err = end.result()
-                self.assertEqual(re.sub(r'(?m)^import time:.*\n', '', err), '')
+                told = re.sub(r'(?m)^import time:.*\n|^[ \d]*\|.*\n', '', err)
+                self.assertEqual(told, '')
                 self.assertEqual((status, out), (0, ''))
 
     def test_a_signal_between_any_two_imports_ends_it(self) -> None:

@@ -38,11 +38,13 @@ WRONG_VALUES: dict[str, tuple[object, ...]] = {
     'number': ('5', True, None, [], {}, float('nan'), float('inf'), float('-inf')),
     'array': ('x', 5, None, {}, [5], [None]),
     'null': ('x', 5, False, [], {}),
+    'object': ('x', 5, True, None, [], {'x': 5}),
     'boolean': ('true', 1, 0, None, [], {}),
 }
 """For each type in the schema, values that are not of it, or not sensible ones."""
 
-REQUIRED = {'sqlite': {'path': 'x'}, 'postgres': {'dsn': 'postgresql://h/b'}}
+REQUIRED = {'sqlite': {'path': 'x'}, 'postgres': {'dsn': 'postgresql://h/b'},
+            'file': {'path': 'x'}}
 """What a section cannot be without."""
 
 

@@ -22,7 +22,7 @@ from hypothesis import example, given, settings, strategies as st
 from addrservice.utils import logutils
 from addrservice.utils.logutils import (
     MAX_VALUE_LENGTH, LogfmtFormatter, get_log_context, log, log_line, logfmt, one_line_trace,
-    outgoing_headers, set_log_context)
+    set_log_context)
 from tests.support import clear_log_context, parse_logfmt, recording_logger
 
 property_test = settings(derandomize=True, deadline=None, database=None, max_examples=300)
@@ -158,13 +158,6 @@ class ContextTest(unittest.TestCase):
             return dict(await asyncio.to_thread(get_log_context))
 
         self.assertEqual(asyncio.run(parent()), {'req_id': '1'})
-
-    def test_calls_to_other_services_carry_the_id_of_the_request(self) -> None:
-        self.assertEqual(outgoing_headers(), {})
-        set_log_context(method='GET')
-        self.assertEqual(outgoing_headers(), {})
-        set_log_context(req_id='abc')
-        self.assertEqual(outgoing_headers(), {'X-Request-ID': 'abc'})
 
 
 class LogTest(unittest.TestCase):

@@ -15,6 +15,7 @@ from tornado.httputil import HTTPHeaders
 
 from addrservice.tornado.telemetry import RequestEvent, Telemetry, request_id
 from addrservice.utils.logutils import set_log_context
+from addrservice.utils.tracing import Tracing
 from tests.support import clear_log_context, parse_logfmt
 
 SANE_IDS = ('x', 'a' * 64, 'e6cd3072530f46b9932946fd65a13779', 'Az09._:-')
@@ -24,7 +25,7 @@ STRANGE_IDS = ('', ' ', 'a' * 65, 'a b', 'a"b', 'a=b', 'a,b', 'é', 'a\x1f', '..
 def make_event(status: int = 0, **fields: Any) -> RequestEvent:
     return RequestEvent(**{
         'req_id': 'id', 'method': 'GET', 'uri': '/', 'ip': '127.0.0.1', 'route': None,
-        'is_probe': False, 'status': status, **fields})
+        'is_probe': False, 'trace': Tracing().identify({}), 'status': status, **fields})
 
 
 class RequestIdTest(unittest.TestCase):
@@ -51,7 +52,7 @@ class LineTest(unittest.TestCase):
     def line(self, event: RequestEvent, debug: bool = False) -> tuple[str, dict[str, Any]]:
         """Level and fields of the one line that the end of a request writes."""
         with self.assertLogs('telemetry_test', logging.DEBUG) as logs:
-            Telemetry(logging.getLogger('telemetry_test'), debug).ended(event)
+            Telemetry(logging.getLogger('telemetry_test'), Tracing(), None, debug).ended(event)
         record, = logs.records
         return record.levelname, parse_logfmt(record.getMessage())
 
@@ -67,7 +68,8 @@ class LineTest(unittest.TestCase):
 
     def test_what_is_not_known_is_left_out(self) -> None:
         self.assertEqual(list(self.line(make_event(200))[1]), [
-            'req_id', 'method', 'uri', 'ip', 'message', 'status', 'time_ms'])
+            'req_id', 'method', 'uri', 'ip', 'trace_id', 'span_id', 'message', 'status',
+            'time_ms'])
 
     def test_the_trace_of_a_fault_is_one_line_and_that_of_a_refusal_is_for_debug(self) -> None:
         for status, debug, is_traced in (

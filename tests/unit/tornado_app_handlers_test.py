@@ -173,6 +173,7 @@ class LogTests(AddressServiceTornadoAppTestCase):
         self.assertRegex(
             logs.records[0].getMessage(),
             r'^req_id="[0-9a-f]{32}" method="POST" uri="/addresses" ip="127\.0\.0\.1" '
+            r'trace_id="[0-9a-f]{32}" span_id="[0-9a-f]{16}" '
             r'message="RESPONSE" status=201 time_ms=[0-9.]+ route="/addresses"$')
 
 

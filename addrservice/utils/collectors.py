@@ -1,0 +1,244 @@
+"""Who collects spans: from the section ``tracing`` of the configuration to OpenTelemetry's SDK.
+
+A span goes to every collector that is configured. `ring` and `metrics` see each
+span; `log`, `file`, `otlp` and any other exporter see those of sampled requests:
+the share that ``sample-ratio`` says, and those that the caller of this service
+has sampled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult, TraceIdRatioBased
+
+from addrservice.errors import ConfigError
+from addrservice.utils import logutils
+from addrservice.utils.metrics import Metrics
+from addrservice.utils.recorder import FlightRecorder, SpanList, ids_of
+from addrservice.utils.trace_file import TraceEventFile
+from addrservice.utils.tracing import RequestTrace, Tracing, context_of, fail
+
+FLUSH_SECONDS = 3.0
+"""For what has been collected to be handed over at the end."""
+
+MAX_TEXT = 4096
+"""Characters of one attribute."""
+
+LIMITS = SpanLimits(max_span_attributes=32, max_events=8, max_links=8,
+                    max_attribute_length=MAX_TEXT)
+"""What one span may hold, so that memory is bounded whatever a request brings."""
+
+SEE_ALL = ('ring', 'metrics')
+
+_SPANS = otel_context.create_key('addrservice-spans')
+
+
+class CollectedTracing(Tracing):
+    """Records spans, and hands them to collectors."""
+
+    def __init__(self, settings: Mapping[str, Any], service: str, version: str,
+                 logger: logging.Logger, metrics: Metrics) -> None:
+        """
+        :param settings: the section ``tracing``; see schema/config-v1.0.json.
+        :param service: its name, for those who see spans of many services;
+            the environment variables of OpenTelemetry win over it.
+        :param version: of the service.
+        :param logger: the collector ``log`` writes to its child ``spans``.
+        :param metrics: the collector ``metrics`` counts there.
+        :raises ConfigError: a collector cannot be made.
+        """
+        collectors = settings['collectors']
+        ring = collectors.get('ring')
+        self.recorder = FlightRecorder(ring['last'], ring['slowest'], ring['failed']) \
+            if ring else None
+        self._max_spans = ring['max-spans'] if ring else 0
+        sees_all = any(name in collectors for name in SEE_ALL)
+        resource = Resource({'service.name': service, 'service.version': version})
+        self._provider = TracerProvider(
+            sampler=RequestSampler(settings['sample-ratio'], sees_all), span_limits=LIMITS,
+            resource=resource.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
+        self._tracer = self._provider.get_tracer('addrservice', version)
+        self._logger = logger
+        self._processors = [_processor(name, own or {}, logger, metrics)
+                            for name, own in collectors.items()]
+        for processor in self._processors:
+            self._provider.add_span_processor(processor)
+
+    def begin(self, name: str, headers: Mapping[str, str], start_time: int) -> RequestTrace:
+        context = context_of(headers)
+        if self.recorder:
+            context = otel_context.set_value(_SPANS, SpanList(self._max_spans), context)
+        span = self._tracer.start_span(
+            name, context, trace.SpanKind.SERVER, start_time=start_time)
+        return RequestTrace(span, self._tracer, context)
+
+    def end(self, request: RequestTrace, line: Mapping[str, Any], error: BaseException | None
+            ) -> None:
+        span = request.span
+        if not span.is_recording():
+            return
+        span.set_attributes(_attributes(line))
+        if line['status'] >= 500 and error is not None:
+            fail(span, error)
+            span.record_exception(error)
+        span.end()
+        spans = request.context and otel_context.get_value(_SPANS, request.context)
+        if self.recorder and isinstance(spans, SpanList):
+            self.recorder.add(line, spans)
+
+    def stop(self) -> None:
+        # In threads that end with the process: a back end that hangs holds up nobody.
+        stopping = [threading.Thread(target=self._shut_down, args=(processor,), daemon=True)
+                    for processor in self._processors]
+        for thread in stopping:
+            thread.start()
+        deadline = time.monotonic() + FLUSH_SECONDS
+        for thread in stopping:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _shut_down(self, processor: SpanProcessor) -> None:
+        try:
+            processor.shutdown()
+        except Exception as error:  # of a disk, or of somebody's own class
+            logutils.log_line(self._logger, logging.ERROR, {
+                'message': 'SPANS LOST', 'reason': repr(error)})
+
+
+class RequestSampler(Sampler):
+    """Decides once for each request: as its caller has, else by chance."""
+
+    def __init__(self, ratio: float, sees_all: bool) -> None:
+        """
+        :param ratio: the share of requests to sample, from 0 to 1.
+        :param sees_all: whether the others are recorded, too.
+        """
+        self._by_chance = TraceIdRatioBased(ratio)
+        self._otherwise = Decision.RECORD_ONLY if sees_all else Decision.DROP
+
+    def should_sample(self, parent_context: otel_context.Context | None, trace_id: int, name: str,
+                      kind: trace.SpanKind | None = None, attributes: Any = None,
+                      links: Sequence[trace.Link] | None = None,
+                      trace_state: trace.TraceState | None = None) -> SamplingResult:
+        parent = trace.get_current_span(parent_context).get_span_context()
+        if parent.is_valid:
+            is_sampled = parent.trace_flags.sampled
+        else:
+            chance = self._by_chance.should_sample(None, trace_id, name)
+            is_sampled = chance.decision is Decision.RECORD_AND_SAMPLE
+        decision = Decision.RECORD_AND_SAMPLE if is_sampled else self._otherwise
+        return SamplingResult(decision, attributes, parent.trace_state)
+
+    def get_description(self) -> str:
+        return f'RequestSampler({self._by_chance.get_description()})'
+
+
+class RingCollector(SpanProcessor):
+    """Gathers the spans of each request for the flight recorder."""
+
+    def on_start(self, span: Span, parent_context: otel_context.Context | None = None) -> None:
+        spans = otel_context.get_value(_SPANS, parent_context)
+        if isinstance(spans, SpanList):
+            spans.append(span)
+
+
+class MetricsCollector(SpanProcessor):
+    """Counts spans by name and duration."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self._metrics.span_ended(span.name, seconds_of(span))
+
+
+class LogCollector(SpanProcessor):
+    """Writes a line for each span of a sampled request."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+
+    def on_end(self, span: ReadableSpan) -> None:
+        ids = ids_of(span)
+        if not ids.trace_flags.sampled:
+            return
+        logutils.log_line(self._logger, logging.INFO, {
+            'message': 'SPAN', 'name': span.name,
+            'trace_id': trace.format_trace_id(ids.trace_id),
+            'span_id': trace.format_span_id(ids.span_id),
+            'parent_id': trace.format_span_id(span.parent.span_id) if span.parent else None,
+            'time_ms': round(1000 * seconds_of(span), 3),
+            'error': span.status.description, **(span.attributes or {})})
+
+
+def _attributes(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a request's span says of it, under the names of OpenTelemetry's conventions
+    (https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-server)."""
+    path, _, query = line['uri'][:MAX_TEXT].partition('?')
+    attributes = {
+        'http.request.method': line['method'], 'url.path': path, 'url.query': query or None,
+        'http.route': line['route'], 'http.response.status_code': line['status'],
+        'client.address': line['ip'], 'addrservice.req_id': line['req_id']}
+    return {name: value for name, value in attributes.items() if value is not None}
+
+
+def seconds_of(span: ReadableSpan) -> float:
+    """How long the work of a span that has ended took."""
+    return ((span.end_time or 0) - (span.start_time or 0)) / 1e9
+
+
+def _processor(name: str, settings: Mapping[str, Any], logger: logging.Logger, metrics: Metrics
+               ) -> SpanProcessor:
+    match name:
+        case 'ring':
+            return RingCollector()
+        case 'metrics':
+            return MetricsCollector(metrics)
+        case 'log':
+            return LogCollector(logger.getChild('spans'))
+        case 'file':
+            return BatchSpanProcessor(_made(name, TraceEventFile, settings))
+        case 'otlp':
+            return BatchSpanProcessor(_otlp(settings))
+    collector = _made(name, _imported(name), settings)
+    if isinstance(collector, SpanExporter):
+        collector = BatchSpanProcessor(collector)
+    if not isinstance(collector, SpanProcessor):
+        raise ConfigError(f'tracing.collectors.{name}: is neither a SpanProcessor nor '
+                          'a SpanExporter of opentelemetry.sdk.trace')
+    return collector
+
+
+def _otlp(settings: Mapping[str, Any]) -> SpanExporter:
+    from opentelemetry.exporter.otlp.proto.http import Compression
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    return OTLPSpanExporter(
+        endpoint=settings['endpoint'], headers=settings['headers'], timeout=settings['timeout'],
+        compression=Compression(settings['compression']))
+
+
+def _imported(name: str) -> Callable[[Mapping[str, Any]], Any]:
+    module, _, attribute = name.rpartition('.')
+    try:
+        found: Callable[[Mapping[str, Any]], Any] = getattr(
+            importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f'tracing.collectors.{name}: cannot be imported: {error}') from error
+    return found
+
+
+def _made(name: str, make: Callable[[Mapping[str, Any]], Any], settings: Mapping[str, Any]) -> Any:
+    try:
+        return make(settings)
+    except Exception as error:  # of somebody's own class, perhaps
+        raise ConfigError(f'tracing.collectors.{name}: {error}') from error

@@ -1,0 +1,166 @@
+"""The flight recorder: the last requests, the slowest and the failed ones, in bounded memory."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, format_span_id
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+
+KINDS = ('last', 'slowest', 'failed')
+
+
+class SpanList:
+    """The spans of one request as they begin, its own the first, up to a number."""
+
+    __slots__ = ('spans', 'maximum', 'dropped')
+
+    def __init__(self, maximum: int) -> None:
+        """
+        :param maximum: so many are kept; of more it is known how many.
+        """
+        self.spans: list[ReadableSpan] = []
+        self.maximum = maximum
+        self.dropped = 0
+
+    def append(self, span: ReadableSpan) -> None:
+        """Takes note of a span that has begun."""
+        if len(self.spans) < self.maximum:
+            self.spans.append(span)
+        else:
+            self.dropped += 1
+
+    def started(self) -> float:
+        """When the request began, in nanoseconds since the epoch."""
+        return self.spans[0].start_time or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One request: its line, its spans and, if it failed by our fault, where."""
+
+    line: Mapping[str, Any]
+    """The fields of its canonical line: ``req_id``, ``route``, ``status``, ``time_ms`` and more."""
+
+    spans: SpanList
+    """One that has no end yet may still get it."""
+
+    def summary(self) -> dict[str, Any]:
+        """What a list of requests shows of it."""
+        names = ('req_id', 'trace_id', 'method', 'uri', 'route', 'status', 'time_ms')
+        return {**{name: self.line.get(name) for name in names},
+                'started': _time(self.spans.started()),
+                'spans': len(self.spans.spans) + self.spans.dropped}
+
+    def document(self) -> dict[str, Any]:
+        """All of it, as JSON has it."""
+        line = {name: value for name, value in self.line.items() if value is not None}
+        trace = line.pop('trace', None)
+        started = self.spans.started()
+        return {'req_id': line['req_id'], 'trace_id': line['trace_id'],
+                'started': _time(started), 'line': line,
+                'spans': [_span(span, started) for span in self.spans.spans],
+                'spans_dropped': self.spans.dropped, **({'trace': trace} if trace else {})}
+
+
+class FlightRecorder:
+    """Keeps requests that have ended.
+
+    Slow and failed ones are kept apart, so that traffic cannot flush them out;
+    the slow ones for each route, as a listing is always slower than a look at
+    one entry, and the failed ones for each status, as an overload refuses many.
+    """
+
+    def __init__(self, last: int, slowest: int, failed: int) -> None:
+        """
+        :param last: how many of the last requests to keep.
+        :param slowest: how many of the slowest, for each route.
+        :param failed: how many of those that ended with a status of 500 or
+            more, for each status.
+        """
+        self._last: deque[Recording] = deque(maxlen=last)
+        self._count = slowest
+        self._slowest: dict[str | None, list[tuple[float, int, Recording]]] = {}
+        self._failed_count = failed
+        self._failed: dict[int, deque[Recording]] = {}
+        self._numbers = itertools.count()  # of two that are as slow, which is kept
+
+    def add(self, line: Mapping[str, Any], spans: SpanList) -> None:
+        """Takes note of a request that has ended.
+
+        :param line: the fields of its canonical line.
+        :param spans: its own, and all under it.
+        """
+        recording = Recording(line, spans)
+        self._last.append(recording)
+        if recording.line['status'] >= 500:
+            self._failed.setdefault(
+                recording.line['status'], deque(maxlen=self._failed_count)).append(recording)
+        self._keep_if_slow(recording)
+
+    def summaries(self, kind: str) -> list[dict[str, Any]]:
+        """What is kept, the newest or slowest first.
+
+        :param kind: one of `KINDS`.
+        """
+        return [recording.summary() for recording in self._kept(kind)]
+
+    def find(self, req_id: str) -> list[dict[str, Any]]:
+        """Requests with that id, the newest first; a client may use one twice."""
+        found = {id(recording): recording for kind in KINDS for recording in self._kept(kind)
+                 if recording.line['req_id'] == req_id}
+        return [recording.document() for recording in _newest_first(found.values())]
+
+    def _keep_if_slow(self, recording: Recording) -> None:
+        kept = self._slowest.setdefault(recording.line['route'], [])
+        item = (recording.line['time_ms'], next(self._numbers), recording)
+        if len(kept) < self._count:
+            heapq.heappush(kept, item)
+        elif kept and item > kept[0]:
+            heapq.heapreplace(kept, item)
+
+    def _kept(self, kind: str) -> Iterable[Recording]:
+        match kind:
+            case 'slowest':
+                every = itertools.chain.from_iterable(self._slowest.values())
+                return [recording for *_, recording in sorted(every, reverse=True)]
+            case 'failed':
+                return _newest_first(itertools.chain.from_iterable(self._failed.values()))
+            case _:
+                return reversed(self._last)
+
+
+def ids_of(span: ReadableSpan) -> SpanContext:
+    """The ids of a span, whoever records it."""
+    return span.get_span_context() or INVALID_SPAN_CONTEXT
+
+
+def _newest_first(recordings: Iterable[Recording]) -> list[Recording]:
+    return sorted(recordings, key=lambda recording: recording.spans.started(), reverse=True)
+
+
+def _time(nanoseconds: float) -> str:
+    moment = datetime.fromtimestamp(nanoseconds / 1e9, timezone.utc)
+    return moment.isoformat(timespec='milliseconds')
+
+
+def _span(span: ReadableSpan, started: float) -> dict[str, Any]:
+    start, end = span.start_time or 0, span.end_time
+    return {'name': span.name, 'span_id': format_span_id(ids_of(span).span_id),
+            'parent_id': format_span_id(span.parent.span_id) if span.parent else None,
+            'start_ms': _milliseconds(start - started),
+            'duration_ms': None if end is None else _milliseconds(end - start),
+            'attributes': dict(span.attributes or {}),
+            'error': span.status.description}
+
+
+def _milliseconds(nanoseconds: float) -> float:
+    return round(nanoseconds / 1e6, 3)

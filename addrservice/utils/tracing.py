@@ -1,0 +1,284 @@
+"""Traces: the `@traced` decorator, and the part that each request has in a trace.
+
+A trace is a tree of spans, each a piece of work with a start and an end, in
+however many services (https://opentelemetry.io/docs/concepts/signals/traces/).
+Here is what every request has, also if nobody collects spans: ids that other
+services' lines can be found by. Who collects stands in `collectors.py`.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import inspect
+import random
+import re
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from addrservice.utils import logutils
+
+if TYPE_CHECKING:
+    from addrservice.utils.recorder import FlightRecorder
+
+Function = TypeVar('Function', bound=Callable[..., Any])
+Attributes = Mapping[str, str | bool | int | float]
+MakeAttributes = Attributes | Callable[..., Attributes] | None
+
+MAX_DESCRIPTION = 256
+"""Characters that a span keeps of what an error says."""
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+
+# What the propagator would log about, for every request that a client may send.
+_SANE_TRACEPARENT = re.compile(r'[\x21-\x2b\x2d-\x7e]{55,128}')
+_SANE_TRACESTATE = re.compile(r'(?:[a-z0-9][a-z0-9_*/@-]*=[\x21-\x2b\x2d-\x3c\x3e-\x7e]*[ \t]*'
+                              r'(?:,[ \t]*|$))+')
+_MAX_TRACESTATE = 512
+
+# Set while the work of a request is recorded. Replaced, never changed in place.
+_TRACER: contextvars.ContextVar[trace.Tracer | None] = contextvars.ContextVar(
+    'tracer', default=None)
+
+
+class RequestTrace:
+    """The part that one request has in a trace: a span of its own, for others to be under."""
+
+    def __init__(self, span: trace.Span, tracer: trace.Tracer | None = None,
+                 context: otel_context.Context | None = None) -> None:
+        """
+        :param span: of the whole request.
+        :param tracer: makes the spans under it; None: there are to be none.
+        :param context: what was known before the span.
+        """
+        self.span = span
+        self.tracer = tracer if span.is_recording() else None
+        self.context = context
+        ids = span.get_span_context()
+        self.trace_id = trace.format_trace_id(ids.trace_id)
+        self.span_id = trace.format_span_id(ids.span_id)
+
+    def enter(self) -> None:
+        """From now on the current task, and those it starts, work for this request."""
+        _TRACER.set(self.tracer)
+        otel_context.attach(trace.set_span_in_context(self.span, self.context))
+
+
+class Tracing:
+    """Gives requests their ids, and records nothing."""
+
+    recorder: FlightRecorder | None = None
+    """Where requests that have ended can be looked at, if they can."""
+
+    def begin(self, name: str, headers: Mapping[str, str], start_time: int) -> RequestTrace:
+        """The trace that a request belongs to: the one that its client names
+        in ``traceparent`` (https://www.w3.org/TR/trace-context/), else a new one.
+
+        :param name: of the request's span.
+        :param headers: of the request.
+        :param start_time: of the request, in nanoseconds since the epoch.
+        """
+        return self.identify(headers)
+
+    def identify(self, headers: Mapping[str, str]) -> RequestTrace:
+        """As `begin`, for a request of which nothing is recorded."""
+        parent = trace.get_current_span(context_of(headers)).get_span_context()
+        return RequestTrace(trace.NonRecordingSpan(trace.SpanContext(
+            parent.trace_id or random.getrandbits(128) or 1, random.getrandbits(64) or 1,
+            is_remote=False, trace_flags=parent.trace_flags, trace_state=parent.trace_state)))
+
+    def end(self, request: RequestTrace, line: Mapping[str, Any], error: BaseException | None
+            ) -> None:
+        """A request that began here has ended.
+
+        :param line: the fields of its canonical line.
+        :param error: what it ended with, if it did.
+        """
+
+    def stop(self) -> None:
+        """Hands over what has been recorded; waits for it, for a bounded time."""
+
+
+def context_of(headers: Mapping[str, str]) -> otel_context.Context:
+    """What a client says about its trace; what makes no sense counts as not said."""
+    traceparent = headers.get('traceparent', '')
+    if not _SANE_TRACEPARENT.fullmatch(traceparent):
+        return otel_context.Context()
+    carrier = {'traceparent': traceparent}
+    tracestate = headers.get('tracestate', '')
+    if len(tracestate) <= _MAX_TRACESTATE and _SANE_TRACESTATE.fullmatch(tracestate):
+        carrier['tracestate'] = tracestate
+    return _PROPAGATOR.extract(carrier, otel_context.Context())
+
+
+def outgoing_headers() -> dict[str, str]:
+    """Headers for a call to another service, so that its log lines and spans
+    and ours can be found by one id: ``X-Request-ID``, ``traceparent`` and, if
+    there is one, ``tracestate``. Empty outside a request."""
+    headers: dict[str, str] = {}
+    req_id = logutils.get_log_context().get('req_id')
+    if req_id:
+        headers['X-Request-ID'] = str(req_id)
+    _PROPAGATOR.inject(headers)
+    return headers
+
+
+def fail(span: trace.Span, error: BaseException) -> None:
+    """Notes in a span how its work has failed."""
+    kind = type(error).__qualname__
+    span.set_attribute('error.type', kind)
+    span.set_status(trace.StatusCode.ERROR, f'{kind}: {error}'[:MAX_DESCRIPTION])
+
+
+@overload
+def traced(function: Function) -> Function: ...
+
+
+@overload
+def traced(*, name: str | None = None, attributes: MakeAttributes = None
+           ) -> Callable[[Function], Function]: ...
+
+
+def traced(function: Function | None = None, *, name: str | None = None,
+           attributes: MakeAttributes = None) -> Any:
+    """Records a span for each call: name, start, duration, attributes, error.
+
+    For functions, coroutine functions and asynchronous generators. It
+    records while a request is worked on whose trace is collected; else the
+    function is called and nothing more.
+
+    :param name: of the span; by default the function's qualified name.
+    :param attributes: of the span; or what makes them, called with the
+        arguments of each call that is recorded.
+    """
+    def decorate(function: Function) -> Any:
+        how = _Recipe(name or function.__qualname__, attributes)
+        if inspect.isasyncgenfunction(function):
+            return _generator(function, how)
+        if inspect.isgeneratorfunction(function):
+            raise TypeError(f'{function.__qualname__}: generators cannot be traced')
+        is_coroutine = inspect.iscoroutinefunction(function)
+        return _coroutine(function, how) if is_coroutine else _function(function, how)
+
+    return decorate if function is None else decorate(function)
+
+
+class _Recipe:
+    """How the spans of a function are made."""
+
+    def __init__(self, name: str, attributes: MakeAttributes) -> None:
+        self.name = name
+        self.attributes = attributes
+
+    def start(self, tracer: trace.Tracer, args: Sequence[Any], kwargs: Mapping[str, Any]
+              ) -> _Active:
+        attributes = self.attributes
+        if callable(attributes):
+            attributes = attributes(*args, **kwargs)
+        return _Active(tracer.start_span(self.name, attributes=attributes,
+                                         record_exception=False, set_status_on_exception=False))
+
+
+class _Active:
+    """Makes a span the current one while work is done for it; more than once, if need be."""
+
+    __slots__ = ('span', 'context', 'token')
+
+    def __init__(self, span: trace.Span) -> None:
+        self.span = span
+        self.context = trace.set_span_in_context(span)
+
+    def __enter__(self) -> None:
+        self.token = otel_context.attach(self.context)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        otel_context.detach(self.token)
+
+    def end(self, error: BaseException | None = None) -> None:
+        if error is not None:
+            fail(self.span, error)
+        self.span.end()
+
+
+def _function(function: Callable[..., Any], how: _Recipe) -> Callable[..., Any]:
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        tracer = _TRACER.get()
+        if tracer is None:
+            return function(*args, **kwargs)
+        active = how.start(tracer, args, kwargs)
+        try:
+            with active:
+                result = function(*args, **kwargs)
+        except BaseException as error:
+            active.end(error)
+            raise
+        active.end()
+        return result
+
+    return wrapper
+
+
+def _coroutine(function: Callable[..., Coroutine[Any, Any, Any]], how: _Recipe
+               ) -> Callable[..., Coroutine[Any, Any, Any]]:
+
+    async def call(tracer: trace.Tracer, /, *args: Any, **kwargs: Any) -> Any:
+        active = how.start(tracer, args, kwargs)
+        try:
+            with active:
+                result = await function(*args, **kwargs)
+        except BaseException as error:
+            active.end(error)
+            raise
+        active.end()
+        return result
+
+    # No coroutine of its own, which would be one more for every call that is not recorded.
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        tracer = _TRACER.get()
+        return function(*args, **kwargs) if tracer is None else call(tracer, *args, **kwargs)
+
+    return wrapper
+
+
+def _generator(function: Callable[..., AsyncGenerator[Any, Any]], how: _Recipe
+               ) -> Callable[..., AsyncGenerator[Any, Any]]:
+
+    async def iterate(tracer: trace.Tracer, /, *args: Any, **kwargs: Any
+                      ) -> AsyncGenerator[Any, Any]:
+        active = how.start(tracer, args, kwargs)
+        items = function(*args, **kwargs)
+        step = items.__anext__()
+        try:
+            while True:
+                # Between two steps the caller has its own span: the context is shared with it.
+                with active:
+                    item = await step
+                try:
+                    step = items.asend((yield item))
+                except GeneratorExit:
+                    with active:
+                        await items.aclose()
+                    raise
+                except BaseException as error:
+                    step = items.athrow(error)
+        except (StopAsyncIteration, GeneratorExit):
+            active.end()
+        except BaseException as error:
+            active.end(error)
+            raise
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        tracer = _TRACER.get()
+        return function(*args, **kwargs) if tracer is None else iterate(tracer, *args, **kwargs)
+
+    return wrapper
