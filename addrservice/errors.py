@@ -11,6 +11,7 @@ once, in ``STATUS_OF`` at the edge (``addrservice/tornado/base.py``)::
     ├── AddressExists          the nickname is taken
     ├── AddressChanged         an entry has another version than was expected
     ├── Overloaded             more work than this process takes on at once
+    ├── ProfilerBusy           a profile is being taken, and there is one at a time
     └── StorageError           the store failed; trying again is no help
         ├── UnreadableRecord   one record is damaged, the others are fine
         └── StorageUnavailable the store cannot be reached *now*
@@ -92,6 +93,10 @@ class AddressChanged(AddrServiceError):
 
 class Overloaded(AddrServiceError):
     """This process already has as much work as it takes on at once."""
+
+
+class ProfilerBusy(AddrServiceError):
+    """A profile is being taken already; there is one at a time."""
 
 
 class StorageError(AddrServiceError):

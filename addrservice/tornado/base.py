@@ -32,6 +32,7 @@ STATUS_OF: Mapping[type[BaseException], int] = {
     errors.AddressExists: 412,
     errors.AddressChanged: 412,
     errors.Overloaded: 503,
+    errors.ProfilerBusy: 409,
     errors.StorageUnavailable: 503,
 }
 """The HTTP status of each error; for a class that is not here its base class

@@ -28,6 +28,7 @@ STATUSES = {
     'AddressExists': 412,
     'AddressChanged': 412,
     'Overloaded': 503,
+    'ProfilerBusy': 409,
     'StorageError': 500,
     'UnreadableRecord': 500,
     'StorageUnavailable': 503,
