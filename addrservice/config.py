@@ -53,7 +53,8 @@ def load_config(path: str, overrides: Mapping[str, Mapping[str, object]] | None 
     """
     config = complete_config(_read_yaml(path))
     for section, values in (overrides or {}).items():
-        config[section] |= {key: value for key, value in values.items() if value is not None}
+        if given := {key: value for key, value in values.items() if value is not None}:
+            config[section] = {**config.get(section, {}), **given}
     return complete_config(config)
 
 

@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from addrservice.config import complete_config
@@ -31,6 +31,16 @@ class VersionedDocument(NamedTuple):
     nickname: str
     version: str
     document: Document
+
+
+class Check(NamedTuple):
+    """One condition of being ready, and how it was found."""
+
+    name: str
+    ok: bool
+    time_ms: float = 0.0
+    detail: str | None = None
+    """What is wrong, without an operator's secrets."""
 
 
 class AddressBookService:
@@ -57,8 +67,9 @@ class AddressBookService:
             self.addr_db = ObservedAddressBookDB(self.addr_db, self.engine, metrics)
         self.timeout: float = self.config['server']['request-timeout']
         self._made_at = time.monotonic()
-        self._wanted = False
-        self._ping: asyncio.Task[bool] | None = None
+        self.is_started = False
+        self.is_draining = False
+        self._ping: asyncio.Task[str | None] | None = None
         self._pinged_at = 0.0
 
     async def start(self) -> None:
@@ -68,15 +79,19 @@ class AddressBookService:
         :raises StorageUnavailable: it cannot be reached now.
         """
         await self.addr_db.start()
-        self._wanted = True
+        self.is_started = True
 
     def drain(self) -> None:
         """From now on the service is not ready, and still does what it is asked."""
-        self._wanted = False
+        self.is_draining = True
+
+    def undrain(self) -> None:
+        """From now on the service is ready again, if its store is."""
+        self.is_draining = False
 
     async def stop(self) -> None:
         """Closes the store; a second time does nothing."""
-        self.drain()
+        self.is_started = False
         await self.addr_db.stop()
 
     def uptime_ms(self) -> int:
@@ -87,25 +102,39 @@ class AddressBookService:
         """Whether requests should be sent here now: started, not draining,
         and the store answers its ping in time. Callers share one ping, and
         its outcome for as long as ``readiness.cache`` says."""
-        if not self._wanted:
-            return False
+        return self._is_wanted() and await self._ping_in_time() is None and self._is_wanted()
+
+    async def checks(self) -> Sequence[Check]:
+        """What `is_ready` looks at, one by one."""
+        checks = [Check('started', self.is_started), Check('in rotation', not self.is_draining)]
+        if self.is_started:
+            began = time.monotonic()
+            fault = await self._ping_in_time()
+            checks.append(Check('store', fault is None, 1000 * (time.monotonic() - began), fault))
+        return checks
+
+    def _is_wanted(self) -> bool:
+        return self.is_started and not self.is_draining
+
+    async def _ping_in_time(self) -> str | None:
         now = time.monotonic()
         if self._ping is None or (self._ping.done()
                                   and now - self._pinged_at >= self.config['readiness']['cache']):
             # In no request's context: its outcome is for all who ask.
-            self._ping = asyncio.create_task(self._store_answers(), context=contextvars.Context())
+            self._ping = asyncio.create_task(self._ping_store(), context=contextvars.Context())
             self._pinged_at = now
-        return await asyncio.shield(self._ping) and self._wanted
+        return await asyncio.shield(self._ping)
 
-    async def _store_answers(self) -> bool:
+    async def _ping_store(self) -> str | None:
+        """What keeps the store from answering, if anything does."""
         try:
             async with asyncio.timeout(self.config['readiness']['timeout']):
                 await self.addr_db.ping()
         except (StorageError, TimeoutError) as error:
             logutils.log(self.logger, logging.WARNING, message='NOT READY', reason=repr(error),
                          cause=getattr(error, 'cause', None))
-            return False
-        return True
+            return str(error) or 'It did not answer in time'
+        return None
 
     @traced
     async def create_address(self, document: object, nickname: str | None = None) -> Key:

@@ -4,7 +4,7 @@
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 work=$(mktemp -d)
-export ADDRSERVICE_LOG="$work/service.log" ADDRSERVICE_FOLDER="$work/book" ADDRSERVICE_SQLITE="$work/local/book.db"
+export ADDRSERVICE_ADMIN_PORT=0 ADDRSERVICE_LOG="$work/service.log" ADDRSERVICE_FOLDER="$work/book" ADDRSERVICE_SQLITE="$work/local/book.db"
 server='' failed=0
 trap 'stop_server KILL; rm -rf "$work"' EXIT
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import logging
 import socket
 import struct
 import sys
@@ -28,7 +27,6 @@ from tornado.web import Application, HTTPError
 
 from addrservice.tornado.exchange import Exchange, Peer
 from addrservice.tornado.reader import READ_SIZE, Input, Limits, RequestReader
-from addrservice.utils import logutils
 
 LINGER_SECONDS = 2.0
 IDLE_GRACE = 1.0
@@ -53,13 +51,13 @@ class HTTPServer(TCPServer):
     """Accepts connections and serves an application on them until drained."""
 
     def __init__(self, application: Application, refuse: Refuse, limits: Limits,
-                 logger: logging.Logger) -> None:
+                 on_refused: Callable[[str], None]) -> None:
         """
         :param application: what requests are for.
         :param refuse: from a request that cannot be served, and the error, to
             the delegate that answers it.
         :param limits: what connections may cost.
-        :param logger: is told of connections that are not accepted.
+        :param on_refused: gets the address of each client whose connection is one too many.
         """
         # Room for a header that is over the limit and is to be told so, and
         # for what a client sends ahead; more closes the connection.
@@ -68,18 +66,19 @@ class HTTPServer(TCPServer):
         self.application = application
         self.refuse = refuse
         self.limits = limits
-        self.logger = logger
+        self.on_refused = on_refused
         self.draining = False
         self.connections: dict[ClientConnection, None] = {}
         """Those that are open, the oldest first."""
         self._listening: list[socket.socket] = []
-        self._refused_at = self._drained_at = float('-inf')
+        self._drained_at = float('-inf')
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]
                       ) -> Coroutine[Any, Any, None] | None:
         """Serves one connection to its end; called by Tornado."""
         if len(self.connections) >= self.limits.max_connections and not self._make_room():
-            self._refuse_connection(stream, address[0])
+            stream.close()
+            self.on_refused(address[0])
             return None
         connection = ClientConnection(self, stream, address[0])
         # Known from now on, not from when its task first runs: a drain waits for it.
@@ -109,6 +108,10 @@ class HTTPServer(TCPServer):
         self.draining = True
         self._drained_at = time.monotonic()
 
+    def rotate(self, is_out: bool) -> None:
+        """From now on answers close their connections, as in a drain, or keep them again."""
+        self.draining = is_out
+
     async def until_drained(self) -> None:
         """Returns when no connection is left. One that is at work ends with
         its answer; an idle one is closed after a moment in which its client
@@ -132,14 +135,6 @@ class HTTPServer(TCPServer):
                 del self.connections[connection]
                 return True
         return False
-
-    def _refuse_connection(self, stream: IOStream, ip: str) -> None:
-        stream.close()
-        # Once a second: whoever floods the port shall not flood the log.
-        if time.monotonic() - self._refused_at >= 1:
-            self._refused_at = time.monotonic()
-            logutils.log(self.logger, logging.WARNING, message='CONNECTION REFUSED', ip=ip,
-                         reason='Too many connections')
 
 
 def drop_new_connections(listening: socket.socket) -> None:

@@ -17,30 +17,25 @@ if __name__ == '__main__':
 import argparse
 import asyncio
 import contextlib
-import errno
-import ipaddress
+import dataclasses
 import logging
 import logging.config
-import resource
-import socket
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import NoReturn
 
 import yaml
-from tornado.netutil import bind_sockets
 
 from addrservice import ROOT_DIR, __version__
 from addrservice.config import Config, load_config, printable
 from addrservice.errors import ConfigError, StorageUnavailable
-from addrservice.tornado.app import make_addrservice_app
+from addrservice.tornado.admin import Instance
+from addrservice.tornado.app import AdminApplication, make_addrservice_app
 from addrservice.tornado.connection import HTTPServer
-from addrservice.tornado.reader import Limits, Network
+from addrservice.tornado.listening import ADMIN_CONNECTIONS, bind, limits_of
 from addrservice.utils import logutils
+from addrservice.utils.watchdog import Watchdog
 
 DEFAULT_CONFIG = ROOT_DIR / 'configs' / 'addressbook-sqlite.yaml'
-
-SPARE_DESCRIPTORS = 64
-"""File descriptors beside those of connections: logs, the store, the loop."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -49,6 +44,9 @@ CUT_OFF_SECONDS = 1.0
 
 RETRY_SECONDS = 1.0
 """Between two attempts to open a store that cannot be reached yet."""
+
+MEASURE_SECONDS = 1.0
+"""Between two looks at what metrics tell without being asked."""
 
 STOP_SECONDS = 5.0
 """For the storage engine to finish what it has begun, and close."""
@@ -71,6 +69,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                         help='YAML file with the settings (default: %(default)s)')
     parser.add_argument('--host', help='address to listen on; wins over the file')
     parser.add_argument('--port', type=_port, help='port to listen on; wins over the file')
+    parser.add_argument('--admin-port', type=_port,
+                        help='port for operators, on 127.0.0.1 unless the file says otherwise; '
+                             'wins over the file')
     parser.add_argument('--debug', action='store_true',
                         help='traces in error answers, no delay when stopping')
     parser.add_argument('--check-config', action='store_true',
@@ -89,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(args.config, {
             'server': {'host': args.host, 'port': args.port},
+            'admin': {'port': args.admin_port},
             'drain': {'delay': 0 if args.debug else None}})
         configure_logging(config)
         server = Server(config, args.debug)
@@ -130,7 +132,18 @@ class Server:
         self.config = config
         self.logger = logging.getLogger(config['service']['logger'])
         self.service, self.app = make_addrservice_app(config, debug, self.logger)
-        self.http = HTTPServer(self.app, self.app.refuse, limits_of(config['server']), self.logger)
+        limits = limits_of(config['server'])
+        self.http = HTTPServer(self.app, self.app.refuse, limits,
+                               self.app.telemetry.connection_refused)
+        self.instance = Instance(self.service, self.app.telemetry, self.app.metrics,
+                                 self.http.rotate)
+        self.admin: HTTPServer | None = None
+        if 'admin' in config:
+            admin = AdminApplication(self.instance, config['admin']['hosts'], debug)
+            self.admin = HTTPServer(admin, admin.refuse, dataclasses.replace(
+                limits, max_connections=ADMIN_CONNECTIONS), admin.telemetry.connection_refused)
+        self.watchdog = Watchdog(config['watchdog']['threshold'], self.logger,
+                                 self.app.metrics.loop_lagged)
         self.stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -139,20 +152,44 @@ class Server:
         :raises ConfigError: the store cannot be used, or the port not be had.
         """
         self._catch_signals()
-        sockets = self._bind()
+        ports = self._listen()
+        measuring = asyncio.create_task(self._measure())
         try:
-            # Probes are answered before the store is open: alive, not ready.
-            self.http.add_sockets(sockets)
+            self.watchdog.start()
             await self._start_service()
-            self._log('STARTING', port=sockets[0].getsockname()[1])
+            self._log('STARTING', **ports)
             await self.stopping.wait()
             self._log('SHUTTING DOWN')
             await self._drain()
         finally:
+            measuring.cancel()
             await self._close()
         # Nothing is left to stop: a signal from here on must not spoil the status.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         self._log('STOPPED')
+
+    def _listen(self) -> dict[str, int]:
+        """Accepts connections: before the store is open, probes are answered as
+        alive and not ready.
+
+        :return: the ports, as the log names them.
+        """
+        sockets = bind('server', self.config['server'])
+        ports = {'port': sockets[0].getsockname()[1]}
+        if self.admin:
+            admin_sockets = bind('admin', self.config['admin'])
+            ports['admin_port'] = admin_sockets[0].getsockname()[1]
+            self.admin.add_sockets(admin_sockets)
+        self.http.add_sockets(sockets)
+        return ports
+
+    async def _measure(self) -> None:
+        """Keeps up to date what other processes tell of this one; a process that
+        is alone looks when it is asked."""
+        while self.app.metrics.is_shared:
+            await self.instance.measure()
+            self.app.metrics.refresh()
+            await asyncio.sleep(MEASURE_SECONDS)
 
     async def _start_service(self) -> None:
         starting = asyncio.create_task(self._open_store())
@@ -180,6 +217,7 @@ class Server:
         connection ends and probes say "not ready", then no connection is
         accepted, then what is under way ends."""
         settings = self.config['drain']
+        self.instance.is_stopping = True
         self.service.drain()
         self.http.drain()
         await asyncio.sleep(settings['delay'])
@@ -208,16 +246,16 @@ class Server:
             self._log('STORE HANGS')
             end_at_once()
         await asyncio.to_thread(self.app.telemetry.tracing.stop)
+        self.watchdog.stop()
+        await self._close_admin()
 
-    def _bind(self) -> list[socket.socket]:
-        host, port = self.config['server']['host'], self.config['server']['port']
-        try:
-            return bind_sockets(port, address=host)
-        except (OSError, UnicodeError) as error:
-            is_ports_fault = getattr(error, 'errno', None) in (errno.EADDRINUSE, errno.EACCES)
-            key = 'port' if is_ports_fault else 'host'
-            raise ConfigError(f'server.{key}: cannot listen on {host} port {port}: '
-                              f'{getattr(error, "strerror", "not a host name")}') from error
+    async def _close_admin(self) -> None:
+        if self.admin:
+            self.admin.stop()
+            self.admin.close_connections()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CUT_OFF_SECONDS):
+                    await self.admin.until_drained()
 
     def _catch_signals(self) -> None:
         for number in STOP_SIGNALS:
@@ -240,42 +278,6 @@ def end_at_once() -> NoReturn:
     """Ends the process with status 1, whatever its threads do."""
     logging.shutdown()
     os._exit(1)
-
-
-def limits_of(settings: Mapping[str, Any]) -> Limits:
-    """What the section ``server`` says about connections.
-
-    :raises ConfigError: this process cannot have so many.
-    """
-    _require_descriptors(settings['max-connections'] + SPARE_DESCRIPTORS)
-    return Limits(
-        max_connections=settings['max-connections'],
-        max_body_size=settings['max-body-size'],
-        max_header_size=settings['max-header-size'],
-        idle_timeout=settings['idle-timeout'],
-        header_timeout=settings['header-timeout'],
-        body_timeout=settings['body-timeout'],
-        write_timeout=settings['write-timeout'],
-        trusted_proxies=[_network(text) for text in settings['trusted-proxies']])
-
-
-def _network(text: str) -> Network:
-    try:
-        return ipaddress.ip_network(text, strict=False)
-    except ValueError as error:
-        raise ConfigError(f'server.trusted-proxies: {text!r} is neither an address '
-                          'nor a network') from error
-
-
-def _require_descriptors(wanted: int) -> None:
-    """Raises this process's limit of open files if it must and may: out of
-    descriptors, a server can neither accept nor refuse."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        if hard != resource.RLIM_INFINITY and hard < wanted:
-            raise ConfigError(f'server.max-connections: needs {wanted} open files, '
-                              f'and the limit of this process is {hard}')
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _port(text: str) -> int:

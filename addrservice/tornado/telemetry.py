@@ -87,6 +87,17 @@ class Telemetry:
         self.tracing = tracing
         self.metrics = metrics
         self.debug = debug
+        self._refused_at = float('-inf')
+
+    def connection_refused(self, ip: str) -> None:
+        """Reports a client whose connection was one too many, so that there is no request."""
+        if self.metrics:
+            self.metrics.refused('too_many_connections')
+        # Once a second: whoever floods the port shall not flood the log.
+        if time.monotonic() - self._refused_at >= 1:
+            self._refused_at = time.monotonic()
+            logutils.log(self.logger, logging.WARNING, message='CONNECTION REFUSED', ip=ip,
+                         reason='Too many connections')
 
     def began(self, request: httputil.HTTPServerRequest, route: str | None, is_probe: bool
               ) -> RequestEvent:

@@ -16,7 +16,8 @@ from http import HTTPMethod
 from typing import Literal
 
 from prometheus_client import (
-    CollectorRegistry, Counter, GCCollector, Gauge, Histogram, ProcessCollector, generate_latest)
+    CollectorRegistry, Counter, GCCollector, Gauge, Histogram, ProcessCollector,
+    disable_created_metrics, generate_latest)
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics import exposition as openmetrics
@@ -65,7 +66,11 @@ class Metrics:
         :param registry: where the metrics are; a new one if left out.
         """
         self._registry = CollectorRegistry() if registry is None else registry
-        self._shared = MULTIPROCESS in os.environ
+        self.is_shared = MULTIPROCESS in os.environ
+        """Whether other processes tell what this one counts, and the other way round."""
+
+        # A third of all series, which say when the process started, as another one does.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library is half typed
         self._make_http_metrics()
         self._make_storage_metrics()
         self._make_process_metrics()
@@ -151,10 +156,8 @@ class Metrics:
         self._ready.set(is_ready)
 
     def refresh(self) -> None:
-        """Brings up to date what is only known by looking, for other processes to
-        tell; to be called about once a second. By itself a process looks when asked."""
-        if not self._shared:
-            return
+        """Brings up to date what the system knows of this process, for others to tell;
+        to be called about once a second where metrics are shared."""
         for family in self._own.collect():
             for name, labels, value, *_ in family.samples:
                 gauge = self._gauge(name, family.documentation, tuple(labels), 'liveall')
@@ -168,7 +171,7 @@ class Metrics:
         :return: the body and its media type.
         """
         registry = self._registry
-        if self._shared:
+        if self.is_shared:
             self.refresh()
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # adds itself
@@ -218,7 +221,7 @@ class Metrics:
         Gauge('addrservice_build_info', 'What runs here.', ('version', 'python'),
               registry=self._registry, multiprocess_mode='livemax').labels(
                   __version__, platform.python_version()).set(1)
-        self._own = CollectorRegistry() if self._shared else self._registry
+        self._own = CollectorRegistry() if self.is_shared else self._registry
         ProcessCollector(registry=self._own)
         GCCollector(registry=self._own)
 

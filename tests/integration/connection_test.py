@@ -36,7 +36,7 @@ from addrservice.tornado import framing
 from addrservice.tornado.addressbook import BUFFER_SIZE
 from addrservice.tornado.app import make_addrservice_app
 from addrservice.tornado.connection import HTTPServer
-from addrservice.tornado.server import limits_of
+from addrservice.tornado.listening import limits_of
 from addrservice.utils import logutils
 from tests.support import (
     DEADLINE, Answer, ServerProcess, parse_logfmt, read_to_end, recording_logger, split_answers)
@@ -111,8 +111,9 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
             {'server': self.settings}, self.shows_traces, self.logger)
         self.db = self.service.addr_db = GatedDB(self.logger)
         await self.service.start()
-        self.server = HTTPServer(self.app, self.app.refuse,
-                                 limits_of(self.service.config['server']), self.logger)
+        self.server = HTTPServer(
+            self.app, self.app.refuse, limits_of(self.service.config['server']),
+            self.app.telemetry.connection_refused)
         sockets = bind_sockets(0, '127.0.0.1')
         self.server.add_sockets(sockets)
         self.port = sockets[0].getsockname()[1]
@@ -881,6 +882,8 @@ class ConnectionLimitTest(ServerTestCase):
         lines = self.lines('CONNECTION REFUSED')
         self.assertIn(len(lines), (1, 2))
         self.assertEqual((lines[0]['level'], lines[0]['ip']), ('WARNING', '127.0.0.1'))
+        self.assertIn('addrservice_requests_refused_total{reason="too_many_connections"} 5.0',
+                      self.app.metrics.exposition('')[0].decode())
         self.db.gate.set()
         for reader, _ in streams:
             self.assertEqual((await read_answer(reader)).status, 404)

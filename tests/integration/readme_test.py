@@ -7,16 +7,19 @@ import re
 import subprocess
 import sys
 import unittest
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 if __name__ == '__main__':
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from addrservice import ROOT_DIR
 from addrservice.config import SCHEMA_FILE
-from addrservice.tornado.app import ROUTES
+from addrservice.tornado.app import ADMIN_ROUTES, ROUTES, Route
+from addrservice.utils.metrics import Metrics
 from tests.support import ServerProcess
 
 README = (ROOT_DIR / 'README.md').read_text()
@@ -51,6 +54,15 @@ def first_cells(title: str) -> list[str]:
     """The code in the first cells of the tables in a section."""
     rows = re.findall(r'^\| (`.*?`) \|', section(title), re.MULTILINE)
     return [code for row in rows for code in re.findall('`([^`]+)`', row)]
+
+
+def named_paths(title: str) -> set[str]:
+    """The paths of the requests in the tables of a section."""
+    return set(re.findall(r'(?:GET|POST|PUT|DELETE) (/\S*)', ' '.join(first_cells(title))))
+
+
+def templates(routes: Iterable[Route]) -> set[str]:
+    return {route.template for route in routes}
 
 
 def run(command: str, port: int) -> str:
@@ -100,8 +112,28 @@ class ReadmeTests(unittest.TestCase):
         documented = ' '.join(re.findall('`([^`]+)`', section('The API')))
         for route in ROUTES:
             self.assertIn(route.template, documented)
-        named = re.findall(r'(?:GET|POST|PUT|DELETE) (/\S+)', ' '.join(first_cells('The API')))
-        self.assertLessEqual(set(named), {route.template for route in ROUTES})
+        self.assertLessEqual(named_paths('The API'), templates(ROUTES))
+
+    def test_every_route_of_the_admin_port_is_in_its_table_and_no_other(self) -> None:
+        files_of_the_page = {'/{file}'}
+        self.assertEqual(named_paths('The admin port'), templates(ADMIN_ROUTES) - files_of_the_page)
+
+    def test_the_commands_for_the_admin_port_print_what_the_readme_shows(self) -> None:
+        with ServerProcess({'admin': {'port': 0}}) as server:
+            admin_port = server.lines('STARTING')[-1]['admin_port']
+            for step in steps(section('The admin port')):
+                command = step.command.replace('localhost:8081', f'127.0.0.1:{admin_port}')
+                with self.subTest(command):
+                    self.assertEqual(run(command, server.port), step.output.rstrip('\n'))
+
+    def test_every_metric_that_is_named_is_exposed_and_every_one_exposed_is_named(self) -> None:
+        exposed = {family.name for family in text_string_to_metric_families(
+            Metrics().exposition('')[0].decode())}
+        own = {name for name in exposed if not name.startswith(('process_', 'python_gc_'))}
+        named = {name.removesuffix('_total') for name in first_cells('Metrics')}
+        when_known = {'addrservice_entries', 'db_client_connection_count',
+                      'db_client_connection_max'}
+        self.assertEqual(named - {'process_…', 'python_gc_…'}, own | when_known)
 
     def test_the_table_of_settings_is_that_of_the_schema(self) -> None:
         self.assertEqual(first_cells('Configuration'),

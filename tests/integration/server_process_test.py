@@ -60,7 +60,7 @@ WAYS_FROM_ANYWHERE: Mapping[str, list[str]] = {
 
 TIME = r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}'
 MESSAGES = (
-    r'message="STARTING" service_name="Address Book" port=\d+',
+    r'message="STARTING" service_name="Address Book" port=\d+ admin_port=\d+',
     r'req_id="[0-9a-f]{32}" method="POST" uri="/addresses" ip="127\.0\.0\.1" '
     r'trace_id="[0-9a-f]{32}" span_id="[0-9a-f]{16}" '
     r'message="RESPONSE" status=201 time_ms=\d+\.\d+ route="/addresses" bytes=0',
@@ -152,7 +152,7 @@ def line_with(stream: Any, text: str) -> str:
 
 
 def port_in(line: str) -> int:
-    return int(line.rpartition(' port=')[2])
+    return int(line.rpartition(' port=')[2].split()[0])
 
 
 def request(port: int, method: str, target: str, body: str | None = None) -> Answer:
@@ -220,7 +220,8 @@ class WaysToStartTest(ProcessTest):
         lines = [parse_logfmt(line) for line in log_file.read_text().splitlines()
                  if 'logger="addrservice"' in line]
         self.assertEqual([list(line) for line in lines], [
-            [*ORIGIN, 'message', 'service_name', 'port'], [*ORIGIN, *IDENTITY, *OUTCOME],
+            [*ORIGIN, 'message', 'service_name', 'port', 'admin_port'],
+            [*ORIGIN, *IDENTITY, *OUTCOME],
             [*ORIGIN, 'message', 'service_name'], [*ORIGIN, 'message', 'service_name']])
         self.assertRegex(lines[0]['time'], rf'\A{TIME}\Z')
         self.assertEqual((lines[0]['level'], lines[0]['service_name']), ('INFO', 'Address Book'))

@@ -20,7 +20,6 @@ from unittest import mock
 if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import yaml
 from jsonschema import Draft202012Validator
 
 from addrservice import ROOT_DIR
@@ -152,7 +151,7 @@ class SchemaTest(unittest.TestCase):
     def test_every_configuration_that_we_deliver_conforms(self) -> None:
         for path in CONFIGS:
             with self.subTest(file=path.name):
-                Draft202012Validator(SCHEMA).validate(yaml.safe_load(path.read_text('utf-8')))
+                Draft202012Validator(SCHEMA).validate(load_config(str(path)))
 
 
 class DefaultsTest(ConfigTest):
