@@ -29,11 +29,14 @@ SHORTHAND = 'x-shorthand'
 """Of a section in the schema: the key that is meant where a text stands for all of it."""
 
 _VARIABLE = re.compile(r'\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})')
-_SECRET_NAME = r'(?:passw|passphrase|secret|token|credential|private|authorization|api-?key)'
-_SECRET_KEY = re.compile(_SECRET_NAME, re.IGNORECASE)
+_SECRET_NAME = r'(?:passw|passphrase|secret|token|credential|private|authorization|api[-_]?key)'
+# Header fields that are sent along are there to prove who sends them.
+_SECRET_KEY = re.compile(rf'{_SECRET_NAME}|(?:^|[-_.])(?:key|headers)$', re.IGNORECASE)
 _SECRETS_IN_TEXT = (
     # The password of a URL: from the first colon to the last @ before what may be a host.
     re.compile(r'(?<=://)([^:\s/]*:)\S*(?=@)'),
+    # What stands before a host in a URL of the web: a key, if it is not user and password.
+    re.compile(r'(https?://)[^\s/@]*(?=@)'),
     # A parameter: ``password=…``, of a query or of a list of words, perhaps in quotes.
     re.compile(rf"(?i)(\b\w*{_SECRET_NAME}\w*\s*=\s*)('[^']*'|[^&\s]*)"),
 )
@@ -158,6 +161,7 @@ def _shall_be(error: jsonschema.exceptions.ValidationError) -> str:
         'maxProperties': 'must have one key only, the name of the engine',
         'required': error.message,
         'const': f'must be {wanted}',
+        'pattern': f'must match {wanted}',
     }.get(str(error.validator), error.message)
 
 

@@ -122,7 +122,8 @@ class AdminApplication(RoutedApplication):
         """
         telemetry = Telemetry(instance.telemetry.logger, Tracing(), None, debug)
         super().__init__(ADMIN_ROUTES, instance.service, telemetry, Admission(MAX_ADMIN_REQUESTS),
-                         instance=instance, hosts=hosts, profiler=LoopProfiler())
+                         instance=instance, hosts={name.lower() for name in hosts},
+                         profiler=LoopProfiler())
 
 
 def make_addrservice_app(config: Mapping[str, Any], debug: bool, logger: logging.Logger
@@ -147,7 +148,7 @@ def make_tracing(config: Mapping[str, Any], logger: logging.Logger, metrics: Met
     :raises ConfigError: a collector cannot be made.
     """
     if not config['tracing']['collectors']:
-        return Tracing()
+        return Tracing(config['tracing']['sample-ratio'])
     from addrservice.utils.collectors import CollectedTracing  # imports OpenTelemetry's SDK
     return CollectedTracing(config['tracing'], config['service']['name'], __version__,
                             logger, metrics)

@@ -58,6 +58,7 @@ class CollectedTracing(Tracing):
         :param metrics: the collector ``metrics`` counts there.
         :raises ConfigError: a collector cannot be made.
         """
+        super().__init__(settings['sample-ratio'])
         collectors = settings['collectors']
         ring = collectors.get('ring')
         self.recorder = FlightRecorder(ring['last'], ring['slowest'], ring['failed']) \
@@ -69,9 +70,9 @@ class CollectedTracing(Tracing):
             sampler=RequestSampler(settings['sample-ratio'], sees_all), span_limits=LIMITS,
             resource=resource.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
         self._tracer = self._provider.get_tracer('addrservice', version)
-        self._logger = logger
-        self._processors = [_processor(name, own or {}, logger, metrics)
-                            for name, own in collectors.items()]
+        self._processors = [
+            GuardedProcessor(name, _processor(name, own or {}, logger, metrics), logger)
+            for name, own in collectors.items()]
         for processor in self._processors:
             self._provider.add_span_processor(processor)
 
@@ -81,6 +82,8 @@ class CollectedTracing(Tracing):
             context = otel_context.set_value(_SPANS, SpanList(self._max_spans), context)
         span = self._tracer.start_span(
             name, context, trace.SpanKind.SERVER, start_time=start_time)
+        if not span.get_span_context().is_valid:  # OTEL_SDK_DISABLED
+            return self.identify(headers)
         return RequestTrace(span, self._tracer, context)
 
     def end(self, request: RequestTrace, line: Mapping[str, Any], error: BaseException | None
@@ -95,11 +98,11 @@ class CollectedTracing(Tracing):
         span.end()
         spans = request.context and otel_context.get_value(_SPANS, request.context)
         if self.recorder and isinstance(spans, SpanList):
-            self.recorder.add(line, spans)
+            self.recorder.add(line, spans, error)
 
     def stop(self) -> None:
         # In threads that end with the process: a back end that hangs holds up nobody.
-        stopping = [threading.Thread(target=self._shut_down, args=(processor,), daemon=True)
+        stopping = [threading.Thread(target=processor.shutdown, daemon=True)
                     for processor in self._processors]
         for thread in stopping:
             thread.start()
@@ -107,12 +110,42 @@ class CollectedTracing(Tracing):
         for thread in stopping:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _shut_down(self, processor: SpanProcessor) -> None:
+
+class GuardedProcessor(SpanProcessor):
+    """Keeps what goes wrong in a collector, of a disk or in somebody's own class,
+    from the request that it looks at. The first fault is told in the log."""
+
+    def __init__(self, name: str, processor: SpanProcessor, logger: logging.Logger) -> None:
+        self._name = name
+        self._processor = processor
+        self._logger = logger
+        self._has_failed = False
+
+    def on_start(self, span: Span, parent_context: otel_context.Context | None = None) -> None:
         try:
-            processor.shutdown()
-        except Exception as error:  # of a disk, or of somebody's own class
+            self._processor.on_start(span, parent_context)
+        except Exception as error:
+            self._tell(error)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        try:
+            self._processor.on_end(span)
+        except Exception as error:
+            self._tell(error)
+
+    def shutdown(self) -> None:
+        try:
+            self._processor.shutdown()
+        except Exception as error:
+            self._has_failed = False  # what is lost now is told in any case
+            self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        if not self._has_failed:
+            self._has_failed = True
             logutils.log_line(self._logger, logging.ERROR, {
-                'message': 'SPANS LOST', 'reason': repr(error)})
+                'message': 'SPANS LOST', 'collector': self._name, 'reason': repr(error),
+                'trace': logutils.one_line_trace(error)})
 
 
 class RequestSampler(Sampler):
@@ -172,13 +205,15 @@ class LogCollector(SpanProcessor):
         ids = ids_of(span)
         if not ids.trace_flags.sampled:
             return
-        logutils.log_line(self._logger, logging.INFO, {
+        fields = {
             'message': 'SPAN', 'name': span.name,
             'trace_id': trace.format_trace_id(ids.trace_id),
             'span_id': trace.format_span_id(ids.span_id),
             'parent_id': trace.format_span_id(span.parent.span_id) if span.parent else None,
-            'time_ms': round(1000 * seconds_of(span), 3),
-            'error': span.status.description, **(span.attributes or {})})
+            'time_ms': round(1000 * seconds_of(span), 3), 'error': span.status.description}
+        # No attribute can pass for one of these.
+        logutils.log_line(self._logger, logging.INFO,
+                          {**fields, **(span.attributes or {}), **fields})
 
 
 def _attributes(line: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -232,7 +267,7 @@ def _imported(name: str) -> Callable[[Mapping[str, Any]], Any]:
     try:
         found: Callable[[Mapping[str, Any]], Any] = getattr(
             importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever that module does when it is imported
         raise ConfigError(f'tracing.collectors.{name}: cannot be imported: {error}') from error
     return found
 

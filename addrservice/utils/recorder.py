@@ -76,7 +76,7 @@ class FlightRecorder:
 
     Slow and failed ones are kept apart, so that traffic cannot flush them out;
     the slow ones for each route, as a listing is always slower than a look at
-    one entry, and the failed ones for each status, as an overload refuses many.
+    one entry, and the failed ones for each class of error, as an overload refuses many.
     """
 
     def __init__(self, last: int, slowest: int, failed: int) -> None:
@@ -84,26 +84,28 @@ class FlightRecorder:
         :param last: how many of the last requests to keep.
         :param slowest: how many of the slowest, for each route.
         :param failed: how many of those that ended with a status of 500 or
-            more, for each status.
+            more, for each status and class of error.
         """
         self._last: deque[Recording] = deque(maxlen=last)
         self._count = slowest
         self._slowest: dict[str | None, list[tuple[float, int, Recording]]] = {}
         self._failed_count = failed
-        self._failed: dict[int, deque[Recording]] = {}
+        self._failed: dict[object, deque[Recording]] = {}
         self._numbers = itertools.count()  # of two that are as slow, which is kept
 
-    def add(self, line: Mapping[str, Any], spans: SpanList) -> None:
+    def add(self, line: Mapping[str, Any], spans: SpanList, error: BaseException | None = None
+            ) -> None:
         """Takes note of a request that has ended.
 
         :param line: the fields of its canonical line.
         :param spans: its own, and all under it.
+        :param error: what it ended with; itself it is not kept.
         """
         recording = Recording(line, spans)
         self._last.append(recording)
         if recording.line['status'] >= 500:
-            self._failed.setdefault(
-                recording.line['status'], deque(maxlen=self._failed_count)).append(recording)
+            kind = recording.line['status'], type(error)
+            self._failed.setdefault(kind, deque(maxlen=self._failed_count)).append(recording)
         self._keep_if_slow(recording)
 
     def summaries(self, kind: str) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ be appended to and opened at any time.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging.handlers
 import os
@@ -29,7 +30,7 @@ class TraceEventFile(SpanExporter):
         """
         :param settings: ``path``; ``max-bytes`` of one file; ``backups`` to
             keep, named ``path.1`` and so on, the newest first.
-        :raises OSError: there can be no such file.
+        :raises OSError: there can be no such file. It is made when the first span comes.
         """
         self._file = _Rotating(settings['path'], settings['max-bytes'], settings['backups'])
 
@@ -49,10 +50,12 @@ class _Rotating(logging.handlers.RotatingFileHandler):
     terminator = ',\n'
 
     def __init__(self, path: str, max_bytes: int, backups: int) -> None:
-        Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
-        super().__init__(path, maxBytes=max_bytes, backupCount=backups, encoding='utf-8')
+        _require_place(Path(path).resolve())
+        super().__init__(path, maxBytes=max_bytes, backupCount=backups, encoding='utf-8',
+                         delay=True)
 
     def _open(self) -> Any:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
         stream = super()._open()
         if os.fstat(stream.fileno()).st_size == 0:
             stream.write('[\n')
@@ -66,15 +69,29 @@ class _Rotating(logging.handlers.RotatingFileHandler):
         self.handle(logging.makeLogRecord({'msg': events}))
 
 
+def _require_place(path: Path) -> None:
+    """Looks whether a file can be written or made there, and touches nothing: the
+    configuration may only be meant to be checked.
+
+    :raises OSError: it cannot.
+    """
+    nearest = next(each for each in (path, *path.parents) if each.exists())
+    if nearest.is_dir() == (nearest == path):
+        number = errno.EISDIR if nearest == path else errno.ENOTDIR
+        raise OSError(number, os.strerror(number), str(nearest))
+    if not os.access(nearest, os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+
+
 def _events(span: ReadableSpan) -> Sequence[Mapping[str, Any]]:
     """A span's begin and end. They are asynchronous events, as the spans of
     requests that overlap would not nest; those of one trace have one track."""
     ids = ids_of(span)
     common = {'cat': 'request', 'name': span.name, 'id': format_trace_id(ids.trace_id),
               'pid': os.getpid(), 'tid': 0}
-    args = {'span_id': format_span_id(ids.span_id),
+    args = {**(span.attributes or {}), 'span_id': format_span_id(ids.span_id),
             'parent_id': format_span_id(span.parent.span_id) if span.parent else None,
-            'error': span.status.description, **(span.attributes or {})}
+            'error': span.status.description}
     args = {name: value for name, value in args.items() if value is not None}
     return ({**common, 'ph': 'b', 'ts': (span.start_time or 0) / 1000, 'args': args},
             {**common, 'ph': 'e', 'ts': (span.end_time or 0) / 1000})

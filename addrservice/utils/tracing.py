@@ -40,6 +40,7 @@ _SANE_TRACEPARENT = re.compile(r'[\x21-\x2b\x2d-\x7e]{55,128}')
 _SANE_TRACESTATE = re.compile(r'(?:[a-z0-9][a-z0-9_*/@-]*=[\x21-\x2b\x2d-\x3c\x3e-\x7e]*[ \t]*'
                               r'(?:,[ \t]*|$))+')
 _MAX_TRACESTATE = 512
+_MAX_TRACESTATE_MEMBERS = 32
 
 # Set while the work of a request is recorded. Replaced, never changed in place.
 _TRACER: contextvars.ContextVar[trace.Tracer | None] = contextvars.ContextVar(
@@ -75,6 +76,13 @@ class Tracing:
     recorder: FlightRecorder | None = None
     """Where requests that have ended can be looked at, if they can."""
 
+    def __init__(self, sample_ratio: float = 1.0) -> None:
+        """
+        :param sample_ratio: the share of the traces that begin here of which the
+            services that are called from here are told to collect their spans.
+        """
+        self._sample_ratio = sample_ratio
+
     def begin(self, name: str, headers: Mapping[str, str], start_time: int) -> RequestTrace:
         """The trace that a request belongs to: the one that its client names
         in ``traceparent`` (https://www.w3.org/TR/trace-context/), else a new one.
@@ -88,9 +96,15 @@ class Tracing:
     def identify(self, headers: Mapping[str, str]) -> RequestTrace:
         """As `begin`, for a request of which nothing is recorded."""
         parent = trace.get_current_span(context_of(headers)).get_span_context()
+        flags = parent.trace_flags if parent.is_valid else self._flags_by_chance()
         return RequestTrace(trace.NonRecordingSpan(trace.SpanContext(
             parent.trace_id or random.getrandbits(128) or 1, random.getrandbits(64) or 1,
-            is_remote=False, trace_flags=parent.trace_flags, trace_state=parent.trace_state)))
+            is_remote=False, trace_flags=flags, trace_state=parent.trace_state)))
+
+    def _flags_by_chance(self) -> trace.TraceFlags:
+        is_sampled = random.random() < self._sample_ratio
+        return trace.TraceFlags(trace.TraceFlags.SAMPLED if is_sampled
+                                else trace.TraceFlags.DEFAULT)
 
     def end(self, request: RequestTrace, line: Mapping[str, Any], error: BaseException | None
             ) -> None:
@@ -111,9 +125,14 @@ def context_of(headers: Mapping[str, str]) -> otel_context.Context:
         return otel_context.Context()
     carrier = {'traceparent': traceparent}
     tracestate = headers.get('tracestate', '')
-    if len(tracestate) <= _MAX_TRACESTATE and _SANE_TRACESTATE.fullmatch(tracestate):
+    if _is_sane_tracestate(tracestate):
         carrier['tracestate'] = tracestate
     return _PROPAGATOR.extract(carrier, otel_context.Context())
+
+
+def _is_sane_tracestate(text: str) -> bool:
+    return (len(text) <= _MAX_TRACESTATE and text.count(',') < _MAX_TRACESTATE_MEMBERS
+            and _SANE_TRACESTATE.fullmatch(text) is not None)
 
 
 def outgoing_headers() -> dict[str, str]:
@@ -158,11 +177,12 @@ def traced(function: Function | None = None, *, name: str | None = None,
     """
     def decorate(function: Function) -> Any:
         how = _Recipe(name or function.__qualname__, attributes)
-        if inspect.isasyncgenfunction(function):
+        innermost = inspect.unwrap(function)  # another decorator may hide what it is
+        if inspect.isasyncgenfunction(innermost):
             return _generator(function, how)
-        if inspect.isgeneratorfunction(function):
+        if inspect.isgeneratorfunction(innermost):
             raise TypeError(f'{function.__qualname__}: generators cannot be traced')
-        is_coroutine = inspect.iscoroutinefunction(function)
+        is_coroutine = inspect.iscoroutinefunction(innermost)
         return _coroutine(function, how) if is_coroutine else _function(function, how)
 
     return decorate if function is None else decorate(function)
@@ -177,11 +197,17 @@ class _Recipe:
 
     def start(self, tracer: trace.Tracer, args: Sequence[Any], kwargs: Mapping[str, Any]
               ) -> _Active:
-        attributes = self.attributes
-        if callable(attributes):
-            attributes = attributes(*args, **kwargs)
-        return _Active(tracer.start_span(self.name, attributes=attributes,
-                                         record_exception=False, set_status_on_exception=False))
+        return _Active(tracer.start_span(
+            self.name, attributes=self._attributes(args, kwargs),
+            record_exception=False, set_status_on_exception=False))
+
+    def _attributes(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Attributes | None:
+        if not callable(self.attributes):
+            return self.attributes
+        try:
+            return self.attributes(*args, **kwargs)
+        except Exception as error:  # looking must not break what is looked at
+            return {'addrservice.attributes_error': type(error).__qualname__}
 
 
 class _Active:

@@ -113,7 +113,10 @@ class Watchdog:
         pause, moment = 2 * self._period, self._moment()
         while not self._stopping.wait(pause):
             last, moment = moment, self._moment()
-            self._look(moment.time, self._witnessed(last, moment, pause))
+            try:
+                self._look(moment.time, self._witnessed(last, moment, pause))
+            except Exception:  # of a log's handler: it must not be the end of the watch
+                traceback.print_exc()
             # A wake costs more than what is done then, so there are few until there is a need.
             pause = self._period if self._turn.overdue else 2 * self._period
 

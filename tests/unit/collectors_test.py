@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextvars
 import json
 import logging
+import socket
 import sys
 import tempfile
+import threading
 import time
 import unittest
+import unittest.mock
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,13 @@ from typing import Any
 if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from addrservice.config import complete_config
 from addrservice.errors import ConfigError
+from addrservice.utils import collectors
 from addrservice.utils.collectors import FLUSH_SECONDS, LIMITS, CollectedTracing
 from addrservice.utils.metrics import Metrics
 from addrservice.utils.tracing import RequestTrace, traced
@@ -105,6 +110,15 @@ class LogTest(CollectorsTestCase):
         self.assertEqual(root['http.route'], '/{x}')
         self.assertEqual((root['url.path'], root['url.query']), ('/x', 'y=z'))
         self.assertEqual(root['http.response.status_code'], 200)
+
+    def test_an_attribute_cannot_pass_for_a_field_of_the_line(self) -> None:
+        with self.assertLogs('collectors_test', logging.INFO) as logs:
+            tracing = self.make({'log': None}, logging.getLogger('collectors_test'))
+            span = tracing.begin('GET /x', {}, time.time_ns()).span
+            span.set_attributes({'message': 'other', 'name': 'other', 'mine': 1})
+            span.end()
+        line = parse_logfmt(logs.records[0].getMessage())
+        self.assertEqual((line['message'], line['name'], line['mine']), ('SPAN', 'GET /x', 1))
 
     def test_of_requests_that_are_not_sampled_there_is_none(self) -> None:
         logger = logging.getLogger('collectors_test')
@@ -221,8 +235,14 @@ class FileTest(CollectorsTestCase):
         self.assertIn('SPANS LOST', records[0].getMessage())
 
     def test_a_file_that_cannot_be_is_refused(self) -> None:
-        with self.assertRaisesRegex(ConfigError, '^tracing.collectors.file: .*directory'):
-            self.make({'file': str(self.folder)})
+        (self.folder / 'file').touch()
+        for path in (self.folder, self.folder / 'file' / 'trace.json'):
+            with self.assertRaisesRegex(ConfigError, '^tracing.collectors.file: .*directory'):
+                self.make({'file': str(path)})
+
+    def test_nothing_is_made_before_there_is_a_span(self) -> None:
+        self.make({'file': str(self.folder / 'new' / 'trace.json')}).stop()
+        self.assertEqual(list(self.folder.iterdir()), [])
 
 
 class OTLPTest(CollectorsTestCase):
@@ -248,8 +268,62 @@ class OTLPTest(CollectorsTestCase):
             tracing.stop()
             self.assertLess(time.monotonic() - begin, FLUSH_SECONDS + 2)
 
+    def test_one_that_takes_a_request_and_stays_silent_is_waited_for_so_long_and_no_longer(
+            self) -> None:
+        silent = self.enterContext(socket.create_server(('127.0.0.1', 0)))
+        url = f'http://127.0.0.1:{silent.getsockname()[1]}/v1/traces'
+        with self.assertLogs('opentelemetry', logging.WARNING):
+            tracing = self.make({'otlp': {'endpoint': url, 'timeout': 1.5}})
+            self.request(tracing)
+            begin = time.monotonic()
+            with unittest.mock.patch.object(collectors, 'FLUSH_SECONDS', 0.2):
+                tracing.stop()
+            self.assertLess(time.monotonic() - begin, 1.2)
+            while any('Otel' in thread.name for thread in threading.enumerate()):
+                time.sleep(0.02)  # it has something to say when it gives up
+
+
+class Faulty(SpanProcessor):
+    """Somebody's own collector that is wrong in every way."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        pass
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        raise KeyError('start')
+
+    def on_end(self, span: ReadableSpan) -> None:
+        raise KeyError('end')
+
+    def shutdown(self) -> None:
+        raise KeyError('shutdown')
+
 
 class OwnTest(CollectorsTestCase):
+    def test_one_that_fails_hurts_neither_requests_nor_other_collectors(self) -> None:
+        logger, records = recording_logger()
+        tracing = self.make({f'{MODULE}.Faulty': None, 'ring': None}, logger)
+        for _ in range(3):
+            self.request(tracing)
+        tracing.stop()
+        assert tracing.recorder is not None
+        self.assertEqual(len(tracing.recorder.summaries('last')), 3)
+        lines = [parse_logfmt(record.getMessage()) for record in records]
+        self.assertEqual([(line['message'], line['collector'], line['reason']) for line in lines],
+                         [('SPANS LOST', f'{MODULE}.Faulty', "KeyError('start')"),
+                          ('SPANS LOST', f'{MODULE}.Faulty', "KeyError('shutdown')")])
+
+    def test_where_the_sdk_is_disabled_requests_still_have_ids(self) -> None:
+        with unittest.mock.patch.dict('os.environ', OTEL_SDK_DISABLED='true'):
+            request = self.make({'ring': None}).begin('GET /x', {}, time.time_ns())
+        self.assertNotEqual(int(request.trace_id, 16), 0)
+
+    def test_a_client_s_tracestate_goes_on_to_who_is_called(self) -> None:
+        tracing = self.make({'ring': None})
+        headers = {'traceparent': f'00-{TRACE_ID}-{SPAN_ID}-01', 'tracestate': 'a=1'}
+        request = tracing.begin('GET /x', headers, time.time_ns())
+        self.assertEqual(request.span.get_span_context().trace_state, {'a': '1'})
+
     def test_a_class_of_ones_own_gets_its_settings_and_the_spans(self) -> None:
         Own.ended.clear()
         self.request(self.make({f'{MODULE}.Own': {'prefix': 'my '}}))
@@ -270,6 +344,13 @@ class OwnTest(CollectorsTestCase):
             with self.subTest(name=name), self.assertRaisesRegex(
                     ConfigError, f'^tracing.collectors.{name}: .*{message}'):
                 self.make({name: settings})
+
+    def test_a_module_that_fails_when_it_is_imported_is_said_in_one_line(self) -> None:
+        folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        (folder / 'faulty_module.py').write_text('1 / 0')
+        with unittest.mock.patch.object(sys, 'path', [str(folder)]), self.assertRaisesRegex(
+                ConfigError, '^tracing.collectors.faulty_module.X: .*division by zero'):
+            self.make({'faulty_module.X': None})
 
     def test_one_that_nobody_knows_is_refused(self) -> None:
         with self.assertRaisesRegex(

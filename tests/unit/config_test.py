@@ -488,6 +488,8 @@ DSNS = (
     'https://collector.example/?token={}',
     'https://collector.example/?client_secret={}&x=1',
     'https://collector.example/?access_token={}',
+    'https://collector.example/?api_key={}',
+    'https://{}@collector.example/1',
     'first https://a:{0}@b/ then https://c:{0}@d/',
 )
 PUBLIC = ('', 'x', '127.0.0.1', '/var/lib/addrservice', 'postgresql://db.example:5432/book',
@@ -498,7 +500,8 @@ PUBLIC = ('', 'x', '127.0.0.1', '/var/lib/addrservice', 'postgresql://db.example
 class MaskTest(unittest.TestCase):
     def test_the_value_of_a_secret_key_is_masked_whatever_it_is(self) -> None:
         for key in ('password', 'db-password', 'PASSWORD', 'passwd', 'passphrase', 'secret',
-                    'client_secret', 'token', 'api-token', 'credentials', 'private_key'):
+                    'client_secret', 'token', 'api-token', 'credentials', 'private_key', 'key',
+                    'api_key', 'write-key', 'headers'):
             for value in (SECRET, ['me', SECRET], {'value': SECRET}, [{'value': SECRET}]):
                 with self.subTest(key=key, value=value):
                     self.assertNotIn(SECRET, str(mask_secrets({'a': [{key: value}]})))
@@ -530,6 +533,18 @@ class MaskTest(unittest.TestCase):
     def test_no_setting_of_ours_is_masked_by_its_name(self) -> None:
         config = complete_config({'logging': {'version': 1, 'root': {'level': 'INFO'}}})
         self.assertEqual(mask_secrets(config), config)
+
+    def test_all_that_a_collector_sends_along_is_masked(self) -> None:
+        config = complete_config({'tracing': {'collectors': {'otlp': {
+            'headers': {'x-team': SECRET}}}}})
+        self.assertNotIn(SECRET, str(mask_secrets(config)))
+
+    def test_an_endpoint_with_a_secret_is_refused_without_being_repeated(self) -> None:
+        for endpoint in (f'https://x.example/?api_key={SECRET}', f'https://{SECRET}@x.example/'):
+            with self.assertRaises(ConfigError) as raised:
+                complete_config({'tracing': {'collectors': {'otlp': {'endpoint': endpoint}}}})
+            self.assertTrue(str(raised.exception).startswith('tracing.collectors.otlp.endpoint: '))
+            self.assertNotIn(SECRET, str(raised.exception))
 
     def test_what_is_masked_is_a_copy(self) -> None:
         given = {'password': SECRET, 'urls': [DSNS[0].format(SECRET)]}

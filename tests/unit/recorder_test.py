@@ -44,12 +44,13 @@ class FlightRecorderTest(unittest.TestCase):
         self.clock = 0
 
     def add(self, req_id: str, status: int = 200, time_ms: float = 1.0, route: str | None = '/',
-            **fields: Any) -> None:
+            error: Exception | None = None, **fields: Any) -> None:
         spans = SpanList(10)
         self.clock += SECOND
         spans.append(make_span(self.clock))
         self.recorder.add({'req_id': req_id, 'trace_id': 32 * 'a', 'method': 'GET', 'uri': '/x',
-                           'route': route, 'status': status, 'time_ms': time_ms, **fields}, spans)
+                           'route': route, 'status': status, 'time_ms': time_ms, **fields},
+                          spans, error)
 
     def ids(self, kind: str) -> list[str]:
         return [summary['req_id'] for summary in self.recorder.summaries(kind)]
@@ -74,13 +75,13 @@ class FlightRecorderTest(unittest.TestCase):
             self.add(f'get-{time_ms}', time_ms=time_ms, route='/addresses/{id}')
         self.assertEqual(self.ids('slowest'), ['list-8', 'list-7', 'get-7', 'get-6'])
 
-    def test_of_each_status_the_last_failed_are_kept(self) -> None:
-        self.add('bug-1', status=500)
-        self.add('bug-2', status=500)
-        self.add('bug-3', status=500)
+    def test_of_each_class_of_error_the_last_failed_are_kept(self) -> None:
+        for number in range(1, 4):
+            self.add(f'bug-{number}', status=500, error=KeyError())
+        self.add('disk', status=503, error=OSError())
         for number in range(9):
             self.add(f'busy-{number}', status=503)
-        self.assertEqual(self.ids('failed'), ['busy-8', 'busy-7', 'bug-3', 'bug-2'])
+        self.assertEqual(self.ids('failed'), ['busy-8', 'busy-7', 'disk', 'bug-3', 'bug-2'])
 
     def test_what_a_client_has_done_wrong_is_no_failure(self) -> None:
         self.add('x', status=404)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import unittest
+import unittest.mock
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -21,7 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from addrservice.utils.logutils import set_log_context
 from addrservice.utils.recorder import ids_of
 from addrservice.utils.tracing import (
-    MAX_DESCRIPTION, RequestTrace, Tracing, context_of, outgoing_headers, traced)
+    _Recipe, MAX_DESCRIPTION, RequestTrace, Tracing, context_of, outgoing_headers, traced)
 from tests.support import clear_log_context
 
 TRACE_ID, SPAN_ID = '0af7651916cd43dd8448eb211c80319c', 'b7ad6b7169203331'
@@ -104,15 +105,34 @@ class TracedTest(unittest.TestCase):
         async def work() -> list[int]:
             return [double(1), await double_later(2), *[number async for number in count_to(2)]]
 
-        self.assertEqual(asyncio.run(work()), [2, 4, 0, 2])
-        self.assertEqual(self.recorder.spans(), {})
+        with unittest.mock.patch.object(_Recipe, 'start') as start:
+            self.assertEqual(asyncio.run(work()), [2, 4, 0, 2])
+        start.assert_not_called()
 
     def test_in_a_request_that_nobody_collects_it_only_calls(self) -> None:
         async def work() -> int:
             Tracing().begin('request', {}, 0).enter()
             return await double_later(2)
 
-        self.assertEqual(asyncio.run(work()), 4)
+        with unittest.mock.patch.object(_Recipe, 'start') as start:
+            self.assertEqual(asyncio.run(work()), 4)
+        start.assert_not_called()
+
+    def test_a_coroutine_function_that_another_decorator_hides_is_timed_to_its_end(self) -> None:
+        outer = traced(name='outer')(traced(name='inner')(double_later))
+        self.recorder.run(lambda: outer(1))
+        spans = self.recorder.spans()
+        self.assertEqual(self.recorder.parent_of('inner'), 'outer')
+        self.assertGreaterEqual(spans['outer'].end_time or 0, spans['inner'].end_time or 1)
+
+    def test_attributes_that_cannot_be_made_break_nothing(self) -> None:
+        @traced(name='ours', attributes=lambda entry: {'id': entry.nickname})
+        async def ours(entry: object) -> str:
+            return 'done'
+
+        self.assertEqual(self.recorder.run(lambda: ours(None)), 'done')
+        self.assertEqual(dict(self.recorder.spans()['ours'].attributes or {}),
+                         {'addrservice.attributes_error': 'AttributeError'})
 
     def test_functions_and_coroutines_are_spans_under_their_caller(self) -> None:
         self.assertEqual(self.recorder.run(lambda: double_later(3)), 6)
@@ -185,6 +205,15 @@ class IdsTest(unittest.TestCase):
         self.assertEqual(request.trace_id, TRACE_ID)
         self.assertNotEqual(request.span_id, SPAN_ID)
 
+    def test_who_is_called_from_here_is_told_to_collect_as_the_client_or_the_ratio_says(
+            self) -> None:
+        for ratio, headers, is_sampled in (
+                (1, {}, True), (0, {}, False), (0, {'traceparent': TRACEPARENT}, True),
+                (1, {'traceparent': f'{TRACEPARENT[:-1]}0'}, False)):
+            with self.subTest(ratio=ratio, headers=headers):
+                request = Tracing(ratio).identify(headers)
+                self.assertEqual(request.span.get_span_context().trace_flags.sampled, is_sampled)
+
     def test_without_one_or_with_a_strange_one_a_new_trace_begins(self) -> None:
         for header in ('', 'x', TRACEPARENT[:-1], TRACEPARENT.upper(), f'ff{TRACEPARENT[2:]}',
                        f'{TRACEPARENT}-more', f'00-{"0" * 32}-{SPAN_ID}-01',
@@ -202,7 +231,9 @@ class IdsTest(unittest.TestCase):
 
     def test_a_strange_tracestate_is_left_out_and_costs_nobody_a_line(self) -> None:
         for state, is_kept in (('a=1', True), ('a=1,b=2', True), ('a=1, b@c=2', True), ('a', False),
-                               ('a=1,,=', False), ('A=é', False), (f'a={"x" * 600}', False)):
+                               ('a=1,,=', False), ('A=é', False), (f'a={"x" * 600}', False),
+                               (','.join(f'a{number}=1' for number in range(32)), True),
+                               (','.join(f'a{number}=1' for number in range(33)), False)):
             with self.subTest(state=state[:20]), self.assertNoLogs(level='DEBUG'):
                 context = context_of({'traceparent': TRACEPARENT, 'tracestate': state})
                 kept = trace.get_current_span(context).get_span_context().trace_state
