@@ -105,6 +105,8 @@ class TaggingGZip(tornado.web.GZipContentEncoding):
     """Compresses answers where clients accept it. Compressed, an answer is
     another sequence of bytes, so its tag must differ (section 8.8.3.3)."""
 
+    CONTENT_TYPES = {*tornado.web.GZipContentEncoding.CONTENT_TYPES, 'application/openmetrics-text'}
+
     def transform_first_chunk(self, status_code: int, headers: httputil.HTTPHeaders, chunk: bytes,
                               finishing: bool) -> tuple[int, httputil.HTTPHeaders, bytes]:
         status_code, headers, chunk = super().transform_first_chunk(

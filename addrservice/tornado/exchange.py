@@ -42,6 +42,8 @@ class Exchange(httputil.HTTPConnection):
         self.request_start_line = httputil.RequestStartLine('-', '-', 'HTTP/1.0')
         self.close_after = True
         self.body_bytes_sent = 0
+        self.body_bytes_received = 0
+        """Of the request, as they were sent: compressed, perhaps."""
         self.undelivered = False
         """Whether the connection was closed before the answer was out."""
         self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -132,6 +132,7 @@ class RequestReader:
         except StreamClosedError as error:
             raise HTTPError(499, 'The client hung up') from error
         self.unread_input = False
+        self.exchange.body_bytes_received = len(body)
         self.request.body = self._decoded(body)
         return self.request
 

@@ -9,8 +9,11 @@ them, where there are any: ``http_server_*`` (with the short labels ``method``,
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from http import HTTPMethod
 from typing import Literal
@@ -19,10 +22,11 @@ from prometheus_client import (
     CollectorRegistry, Counter, GCCollector, Gauge, Histogram, ProcessCollector,
     disable_created_metrics, generate_latest)
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from addrservice import __version__
+from addrservice.errors import ConfigError
 
 UNKNOWN_ROUTE = '(unknown)'
 OTHER_METHOD = '_OTHER'
@@ -52,6 +56,9 @@ MULTIPROCESS = 'PROMETHEUS_MULTIPROC_DIR'
 """The environment variable with the folder through which worker processes
 share what they count; to be set before the process starts."""
 
+_FILE_OF_LIVE_GAUGES = re.compile(r'gauge_live\w*_(\d+)\.db')
+_OPENMETRICS, _ANY_TEXT = 'application/openmetrics-text', ('text/plain', 'text/*', '*/*')
+
 
 class Metrics:
     """Counts and measures, and tells Prometheus.
@@ -64,11 +71,14 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         """
         :param registry: where the metrics are; a new one if left out.
+        :raises ConfigError: the folder that processes share cannot be used.
         """
         self._registry = CollectorRegistry() if registry is None else registry
         self.is_shared = MULTIPROCESS in os.environ
         """Whether other processes tell what this one counts, and the other way round."""
 
+        if self.is_shared:
+            forget_dead_processes(os.environ[MULTIPROCESS])
         # A third of all series, which say when the process started, as another one does.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library is half typed
         self._make_http_metrics()
@@ -147,9 +157,11 @@ class Metrics:
         self._gauge('db_client_connection_max',
                     'Connections to the database that there may be.').set(maximum)
 
-    def set_entries(self, count: int) -> None:
-        """How many entries the book has."""
-        self._gauge('addrservice_entries', 'Entries in the book.', mode='mostrecent').set(count)
+    def set_entries(self, count: int | None) -> None:
+        """How many entries the book has; None: that is not known any more."""
+        if count is not None or 'addrservice_entries' in self._gauges:
+            gauge = self._gauge('addrservice_entries', 'Entries in the book.', mode='mostrecent')
+            gauge.set(math.nan if count is None else count)
 
     def set_ready(self, is_ready: bool) -> None:
         """Whether requests should be sent here now."""
@@ -175,10 +187,15 @@ class Metrics:
             self.refresh()
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # adds itself
-        if 'application/openmetrics-text' in accept:
+        if prefers_openmetrics(accept):
             text = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
             return text, openmetrics.CONTENT_TYPE_LATEST
         return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
+
+    def stop(self) -> None:
+        """From now on other processes do not tell of this one what is only true while it runs."""
+        if self.is_shared:
+            mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
 
     def _make_http_metrics(self) -> None:
         self._active = Gauge(
@@ -246,6 +263,54 @@ class Metrics:
         if key[0] in HTTPMethod.__members__:
             self._sizes[key] = children
         return children
+
+
+def prefers_openmetrics(accept: str) -> bool:
+    """Whether a client would rather have OpenMetrics than plain text.
+
+    :param accept: its Accept header (RFC 9110 section 12.5.1).
+    """
+    weights: dict[str, float] = {}
+    for item in accept.lower().split(','):
+        media_type, *parameters = (part.strip() for part in item.split(';'))
+        weights[media_type] = max(weights.get(media_type, 0.0), _weight(parameters))
+    text = next((weights[name] for name in _ANY_TEXT if name in weights), 0.0)
+    wanted = weights.get(_OPENMETRICS, 0.0)
+    return wanted > 0 and wanted >= text
+
+
+def _weight(parameters: Sequence[str]) -> float:
+    """The parameter ``q``; 0 if it makes no sense (RFC 9110 section 12.4.2)."""
+    given = next((text[2:] for text in parameters if text.startswith('q=')), '1')
+    return float(given) if re.fullmatch(r'[01](\.\d{0,3})?', given) else 0.0
+
+
+def forget_dead_processes(folder: str) -> None:
+    """Makes the folder that processes share, and removes from it what was true of those
+    that have ended without saying so, one with this process's own number among them.
+
+    :raises ConfigError: it cannot be used.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        found = map(_FILE_OF_LIVE_GAUGES.fullmatch, os.listdir(folder))
+        for pid in {int(match[1]) for match in found if match}:
+            if pid == os.getpid() or not _is_alive(pid):
+                mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
+        with tempfile.TemporaryFile(dir=folder):
+            pass  # it can be written
+    except OSError as error:
+        raise ConfigError(f'{MULTIPROCESS}: {folder}: cannot be used: {error.strerror}') from error
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is there, and somebody else's
+    return True
 
 
 def _method(method: str) -> str:

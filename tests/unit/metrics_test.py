@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from prometheus_client.samples import Sample
 
 from addrservice import __version__
-from addrservice.utils.metrics import MAX_SPAN_NAMES, MULTIPROCESS, NOT_NOW, REFUSALS, Metrics
+from addrservice.errors import ConfigError
+from addrservice.utils.metrics import (
+    MAX_SPAN_NAMES, MULTIPROCESS, NOT_NOW, REFUSALS, Metrics, forget_dead_processes)
 from tests.support import ROOT
 
 OPENMETRICS = 'application/openmetrics-text; version=1.0.0'
@@ -152,6 +156,30 @@ class FormatTest(MetricsTestCase):
             self.assertEqual(media_type, 'text/plain; version=0.0.4; charset=utf-8')
             self.assertIn(b'# TYPE http_server_active_requests gauge', body)
 
+    def test_who_accepts_both_gets_what_it_would_rather_have(self) -> None:
+        for accept, is_openmetrics in (
+                ('application/openmetrics-text; version=1.0.0, text/plain;version=0.0.4', True),
+                ('APPLICATION/OPENMETRICS-TEXT', True),
+                ('application/openmetrics-text;q=0.9, */*;q=0.1', True),
+                ('application/openmetrics-text;q=0, text/plain', False),
+                ('application/openmetrics-text;q=0.1, text/plain;q=1', False),
+                ('application/openmetrics-text;q=0.5, text/*', False),
+                ('application/openmetrics-text;q=high', False),
+                ('application/openmetrics-texts', False)):
+            with self.subTest(accept=accept):
+                media_type = self.metrics.exposition(accept)[1]
+                self.assertEqual(media_type.startswith('application/openmetrics-text'),
+                                 is_openmetrics)
+
+    def test_what_is_not_known_any_more_is_no_number(self) -> None:
+        self.metrics.set_entries(None)
+        self.assertIsNone(self.value('addrservice_entries'), 'it never was known')
+        self.metrics.set_entries(3)
+        self.metrics.set_entries(None)
+        value = self.value('addrservice_entries')
+        assert value is not None
+        self.assertTrue(math.isnan(value))
+
 
 WORKER = '''
 import sys
@@ -165,16 +193,21 @@ metrics.set_entries(5)
 metrics.refresh()
 print(metrics.exposition('')[0].decode(), flush=True)
 sys.stdin.read()
+metrics.stop()
 '''
 
 
 class WorkersTest(unittest.TestCase):
     """Several processes that share a folder tell the sum of all."""
 
+    def setUp(self) -> None:
+        self.workers: dict[int, subprocess.Popen[str]] = {}
+
     def start(self, folder: str, count: int) -> tuple[int, Mapping[str, list[Sample]]]:
         worker = subprocess.Popen(
             [sys.executable, '-c', WORKER, str(count)], cwd=ROOT, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, MULTIPROCESS: folder})
+        self.workers[worker.pid] = worker
         self.addCleanup(worker.communicate)
         assert worker.stdout is not None
         lines = []
@@ -196,6 +229,32 @@ class WorkersTest(unittest.TestCase):
         self.assertEqual([sample.value for sample in samples['addrservice_entries']], [5])
         pids = {sample.labels['pid'] for sample in samples['process_resident_memory_bytes']}
         self.assertEqual(pids, {str(first), str(second)})
+
+    def test_of_those_that_are_killed_what_they_counted_stays_and_what_they_were_goes(
+            self) -> None:
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        killed, _ = self.start(folder, 3)
+        os.kill(killed, signal.SIGKILL)
+        self.workers[killed].wait()
+        second, samples = self.start(folder, 4)
+        count, = samples['http_server_request_duration_seconds_count']
+        self.assertEqual(count.value, 7)
+        self.assertEqual([sample.value for sample in samples['http_server_active_requests']], [1])
+        pids = {sample.labels['pid'] for sample in samples['process_resident_memory_bytes']}
+        self.assertEqual(pids, {str(second)})
+
+    def test_one_that_stops_takes_what_it_was_with_it(self) -> None:
+        folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        pid, _ = self.start(str(folder), 1)
+        self.assertTrue(list(folder.glob(f'gauge_live*_{pid}.db')))
+        self.workers[pid].communicate()
+        self.assertFalse(list(folder.glob(f'gauge_live*_{pid}.db')))
+        self.assertTrue(list(folder.glob(f'histogram_{pid}.db')))
+
+    def test_a_folder_that_cannot_be_is_refused(self) -> None:
+        with tempfile.NamedTemporaryFile() as file, self.assertRaisesRegex(
+                ConfigError, f'^{MULTIPROCESS}: {file.name}: cannot be used: '):
+            forget_dead_processes(file.name)
 
 
 if __name__ == '__main__':
