@@ -37,6 +37,7 @@ COUNT_TIMEOUT = 1.0
 """Seconds that counting may take."""
 
 SAFE_METHODS = ('GET', 'HEAD', 'OPTIONS')
+OWN_SITE = ('same-origin', 'none')
 
 PAGE_FOLDER = Path(__file__).parent / 'admin_page'
 PAGE_TYPES = {'index.html': 'text/html', 'page.js': 'text/javascript', 'page.css': 'text/css'}
@@ -92,17 +93,21 @@ class Instance:
         connections = self.service.addr_db.connections()
         if connections:
             self.metrics.set_connections(*connections)
-        self.metrics.set_ready(await self.service.is_ready())
-        if time.monotonic() - self._counted_at >= COUNT_SECONDS:
-            self._counted_at = time.monotonic()
-            await self._count_entries()
+        is_ready = await self.service.is_ready()
+        self.metrics.set_ready(is_ready)
+        if not is_ready and not self.service.is_draining:
+            self.metrics.set_entries(None)
+        elif time.monotonic() - self._counted_at >= COUNT_SECONDS:
+            self.metrics.set_entries(await self._count_entries())
 
-    async def _count_entries(self) -> None:
+    async def _count_entries(self) -> int | None:
         try:
             async with asyncio.timeout(COUNT_TIMEOUT):
-                self.metrics.set_entries(await self.service.count_addresses())
+                count = await self.service.count_addresses()
         except (AddrServiceError, TimeoutError):
-            pass  # the metrics say by themselves how the store fails
+            return None  # the metrics say by themselves how the store fails
+        self._counted_at = time.monotonic()
+        return count
 
 
 class AdminRequestHandler(BaseRequestHandler):
@@ -130,13 +135,21 @@ class AdminRequestHandler(BaseRequestHandler):
         :raises HTTPError: 403, the request is made by another site; 421, it is
             made to a name that may be another site's.
         """
-        host = self.request.headers.get('Host', '')
-        name = urllib.parse.urlsplit(f'//{host}').hostname or ''
+        headers = self.request.headers
+        name = _name_of(headers.get('Host', ''))
         if name not in self.settings['hosts'] and name != 'localhost' and not _is_address(name):
             raise HTTPError(421, 'This name is not among admin.hosts')
-        origin = self.request.headers.get('Origin')
-        if origin is not None and urllib.parse.urlsplit(origin).netloc != host:
+        origin = headers.get('Origin', f'http://{headers["Host"]}').partition('://')[2]
+        if origin != headers['Host'] or self._is_of_other_site():
             raise HTTPError(403, 'The request comes from another site')
+
+    def _is_of_other_site(self) -> bool:
+        """What a browser says (https://www.w3.org/TR/fetch-metadata/); to follow a link
+        that stands elsewhere is no harm."""
+        headers = self.request.headers
+        is_link = (self.request.method in SAFE_METHODS
+                   and headers.get('Sec-Fetch-Dest') == 'document')
+        return headers.get('Sec-Fetch-Site', 'none') not in OWN_SITE and not is_link
 
 
 class AdminReadinessRequestHandler(AdminRequestHandler):
@@ -239,6 +252,14 @@ def versions() -> dict[str, str]:
     """All that is installed here, by name."""
     found: Sequence[importlib.metadata.Distribution] = list(importlib.metadata.distributions())
     return dict(sorted((each.metadata['Name'], each.version) for each in found))
+
+
+def _name_of(host: str) -> str:
+    """The name in a Host field, in small letters, without the port; empty if there is none."""
+    try:
+        return urllib.parse.urlsplit(f'//{host}').hostname or ''
+    except ValueError:
+        return ''
 
 
 def _is_address(name: str) -> bool:

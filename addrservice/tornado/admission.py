@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections.abc import Iterator
 
 
@@ -18,10 +19,20 @@ class Admission:
         self.max_in_flight = max_in_flight
         self.in_flight = 0
         self.probes_in_flight = 0
+        self._tasks: weakref.WeakSet[asyncio.Task[object]] = weakref.WeakSet()
 
     def enter(self, is_probe: bool) -> None:
         """Takes note of a request; each one must `leave`."""
         self._count(is_probe, 1)
+
+    def work_in(self, task: asyncio.Task[object]) -> None:
+        """Takes note of the task that works for a request."""
+        self._tasks.add(task)
+
+    def cancel(self) -> None:
+        """Breaks off all that is under way."""
+        for task in tuple(self._tasks):
+            task.cancel()
 
     def leave(self, is_probe: bool) -> None:
         """A request has ended; to be called once for each."""

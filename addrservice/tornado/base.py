@@ -86,12 +86,14 @@ class BaseRequestHandler(tornado.web.RequestHandler):
 
     def prepare(self) -> None:
         self.event.enter()
+        task = asyncio.current_task()
+        assert task is not None
+        self.admission.work_in(task)
         if self.admission.is_overloaded() and not self.is_probe:
             raise errors.Overloaded('There is more to do than this server takes on; try later')
 
     def data_received(self, chunk: bytes) -> None:
         self._body += chunk
-        self.event.body_bytes_received += len(chunk)
 
     async def options(self, *args: str, **kwargs: str) -> None:
         """What may be done here (RFC 9110 section 9.3.7)."""
@@ -165,7 +167,8 @@ class BaseRequestHandler(tornado.web.RequestHandler):
                       tb: TracebackType | None) -> None:
         """Called by Tornado for every exception that leaves a handler. Those
         that were raised on purpose stand in the canonical line alone."""
-        if not isinstance(value, (HTTPError, errors.AddrServiceError, StreamClosedError)):
+        if not isinstance(value, (HTTPError, errors.AddrServiceError, StreamClosedError,
+                                  asyncio.CancelledError)):
             logutils.log(logging.getLogger('tornado.application'), logging.ERROR,
                          message='Uncaught exception', error=getattr(typ, '__name__', None),
                          trace=value and logutils.one_line_trace(value))
@@ -268,6 +271,7 @@ def log_request(handler: tornado.web.RequestHandler) -> None:
         event.status, event.reason = 499, CLIENT_CLOSED_REQUEST
     event.time_ms = round(1000 * handler.request.request_time(), 3)
     event.body_bytes_sent = getattr(connection, 'body_bytes_sent', None)
+    event.body_bytes_received = getattr(connection, 'body_bytes_received', len(handler._body))
     handler.admission.leave(handler.is_probe)
     handler.telemetry.ended(event)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import ipaddress
 import resource
@@ -19,6 +20,10 @@ SPARE_DESCRIPTORS = 64
 
 ADMIN_CONNECTIONS = 20
 """Connections to the admin port that are open at once."""
+
+
+ADMIN_HEADER_TIMEOUT = 3.0
+"""Seconds for the header of a request to the admin port."""
 
 
 def bind(section: str, settings: Mapping[str, Any]) -> list[socket.socket]:
@@ -53,6 +58,12 @@ def limits_of(settings: Mapping[str, Any]) -> Limits:
         body_timeout=settings['body-timeout'],
         write_timeout=settings['write-timeout'],
         trusted_proxies=[_network(text) for text in settings['trusted-proxies']])
+
+
+def admin_limits(limits: Limits) -> Limits:
+    """Those of the admin port: few connections, which nobody shall hold by sending slowly."""
+    return dataclasses.replace(limits, max_connections=ADMIN_CONNECTIONS,
+                               header_timeout=min(limits.header_timeout, ADMIN_HEADER_TIMEOUT))
 
 
 def _network(text: str) -> Network:

@@ -17,7 +17,6 @@ if __name__ == '__main__':
 import argparse
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import logging.config
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from addrservice.errors import ConfigError, StorageUnavailable
 from addrservice.tornado.admin import Instance
 from addrservice.tornado.app import AdminApplication, make_addrservice_app
 from addrservice.tornado.connection import HTTPServer
-from addrservice.tornado.listening import ADMIN_CONNECTIONS, bind, limits_of
+from addrservice.tornado.listening import admin_limits, bind, limits_of
 from addrservice.utils import logutils
 from addrservice.utils.watchdog import Watchdog
 
@@ -140,8 +139,8 @@ class Server:
         self.admin: HTTPServer | None = None
         if 'admin' in config:
             admin = AdminApplication(self.instance, config['admin']['hosts'], debug)
-            self.admin = HTTPServer(admin, admin.refuse, dataclasses.replace(
-                limits, max_connections=ADMIN_CONNECTIONS), admin.telemetry.connection_refused)
+            self.admin = HTTPServer(admin, admin.refuse, admin_limits(limits),
+                                    admin.telemetry.connection_refused)
         self.watchdog = Watchdog(config['watchdog']['threshold'], self.logger,
                                  self.app.metrics.loop_lagged)
         self.stopping = asyncio.Event()
@@ -233,21 +232,40 @@ class Server:
         self.http.stop()
         self.http.close_connections()
         # What was cut off still has its line to write.
+        if not await self._requests_end():
+            self.app.admission.cancel()
+            await self._requests_end()
+        try:
+            hangs = await self._store_hangs()
+        finally:
+            await self._close_admin()
+            self.watchdog.stop()
+            # Last, so that all that happened is in them.
+            await asyncio.to_thread(self.app.telemetry.tracing.stop)
+            self.app.metrics.stop()
+        if hangs:
+            # Threads that wait for a disk cannot be ended, and would keep the
+            # process. An engine must survive the end of the process anyway.
+            end_at_once()
+
+    async def _requests_end(self) -> bool:
+        """Whether all that is under way ends in a moment."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CUT_OFF_SECONDS):
                 await self.http.until_drained()
                 await self.app.admission.until_idle()
+                return True
+        return False
+
+    async def _store_hangs(self) -> bool:
+        """Stops the service, if it can be stopped."""
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await self.service.stop()
         except TimeoutError:
-            # Threads that wait for a disk cannot be ended, and would keep the
-            # process. An engine must survive the end of the process anyway.
             self._log('STORE HANGS')
-            end_at_once()
-        await asyncio.to_thread(self.app.telemetry.tracing.stop)
-        self.watchdog.stop()
-        await self._close_admin()
+            return True
+        return False
 
     async def _close_admin(self) -> None:
         if self.admin:

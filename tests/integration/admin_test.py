@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -175,6 +176,11 @@ class MetricsTest(AdminTestCase):
             self.metric('http_server_request_body_size_bytes_sum', **labels), 2 * size)
         for reason in ('unsupported_media_type', 'overloaded'):
             self.assertEqual(self.metric('addrservice_requests_refused_total', reason=reason), 1)
+        with unittest.mock.patch.object(self.service.addr_db, 'read_address',
+                                        side_effect=StorageUnavailable('not now')):
+            self.assertEqual(self.ask('GET', '/addresses/a').code, 503)
+        self.assertEqual(self.metric(
+            'addrservice_requests_refused_total', reason='storage_unavailable'), 1)
         self.assertEqual(self.metric(
             'addrservice_db_operation_duration_seconds_count',
             engine='memory', operation='create_address', outcome='ok'), 1)
@@ -182,12 +188,17 @@ class MetricsTest(AdminTestCase):
     def test_a_store_that_cannot_count_spoils_nothing(self) -> None:
         fault = StorageUnavailable('not now')
         with unittest.mock.patch.object(self.service, 'count_addresses', side_effect=fault):
-            self.assertEqual(self.admin('GET', '/metrics').code, 200)
-        self.assertIsNone(self.metric('addrservice_entries'))
+            self.assertIsNone(self.metric('addrservice_entries'))
+        self.assertEqual(self.metric('addrservice_entries'), 0, 'it is tried again')
 
-    def test_openmetrics_is_for_who_accepts_it(self) -> None:
-        answer = self.admin('GET', '/metrics', Accept='application/openmetrics-text')
+    def test_openmetrics_is_for_who_accepts_it_and_names_a_trace_for_each_latency(self) -> None:
+        trace_id = 32 * 'a'
+        self.ask('GET', '/addresses', traceparent=f'00-{trace_id}-{16 * "b"}-01')
+        answer = self.admin('GET', '/metrics', Accept='application/openmetrics-text',
+                            **{'Accept-Encoding': 'gzip'})
         self.assertTrue(answer.headers['Content-Type'].startswith('application/openmetrics-text'))
+        self.assertEqual(answer.headers['X-Consumed-Content-Encoding'], 'gzip')
+        self.assertIn(f'# {{trace_id="{trace_id}"}}', answer.body.decode())
 
 
 class RequestsTest(AdminTestCase):
@@ -289,13 +300,16 @@ class DiagnosisTest(AdminTestCase):
 
 
 class GuardTest(AdminTestCase):
-    hosts = ['operators.example']
+    hosts = ['Operators.example']
 
     def test_other_sites_pages_are_refused(self) -> None:
         for headers, status in (
                 ({'Origin': 'http://evil.example'}, 403), ({'Origin': 'null'}, 403),
                 ({'Host': 'evil.example'}, 421), ({'Host': 'localhost.evil.example:1'}, 421),
-                ({'Host': 'evil.example', 'Origin': 'http://evil.example'}, 421)):
+                ({'Host': 'evil.example', 'Origin': 'http://evil.example'}, 421),
+                ({'Host': '[::1'}, 421), ({'Origin': 'http://[::1'}, 403),
+                ({'Sec-Fetch-Site': 'cross-site', 'Sec-Fetch-Dest': 'image'}, 403),
+                ({'Sec-Fetch-Site': 'same-site', 'Sec-Fetch-Dest': 'iframe'}, 403)):
             with self.subTest(headers=headers):
                 self.assertEqual(self.admin('POST', '/drain', **headers).code, status)
                 self.assertEqual(self.admin('GET', '/info', **headers).code, status)
@@ -308,6 +322,11 @@ class GuardTest(AdminTestCase):
                 self.assertEqual(self.admin('GET', '/info', Host=host).code, 200)
                 answer = self.admin('POST', '/undrain', Host=host, Origin=f'http://{host}')
                 self.assertEqual(answer.code, 200)
+
+    def test_a_link_that_stands_elsewhere_can_be_followed_but_changes_nothing(self) -> None:
+        headers = {'Sec-Fetch-Site': 'cross-site', 'Sec-Fetch-Dest': 'document'}
+        self.assertEqual(self.admin('GET', '/', **headers).code, 200)
+        self.assertEqual(self.admin('POST', '/drain', **headers).code, 403)
 
     def test_looking_is_logged_as_a_probe_and_changing_as_work(self) -> None:
         logger = logging.getLogger('admin_guard_test')
@@ -374,6 +393,32 @@ class ProcessTest(unittest.TestCase):
             self.assertIsNone(server.request('GET', '/addresses').headers['Connection'])
             self.assertEqual(server.stop(), 0)
 
+    def test_a_profile_ends_when_its_client_hangs_up(self) -> None:
+        with ServerProcess({'admin': {'port': 0}}) as server:
+            port = server.lines('STARTING')[-1]['admin_port']
+            with socket.create_connection(('127.0.0.1', port)) as client:
+                client.sendall(b'GET /profile?seconds=60 HTTP/1.1\r\nHost: localhost\r\n\r\n')
+                server.wait_for(lambda: self.admin(
+                    server, 'GET', '/profile?seconds=0.01').status == 409)
+            server.wait_for(lambda: self.admin(
+                server, 'GET', '/profile?seconds=0.01').status == 200)
+            self.assertEqual(server.lines('Uncaught exception'), [])
+            self.assertIn(499, [line['status'] for line in server.lines('RESPONSE')])
+
+    def test_who_sends_slowly_does_not_keep_operators_out(self) -> None:
+        with ServerProcess({'admin': {'port': 0}}) as server:
+            port = server.lines('STARTING')[-1]['admin_port']
+            for _ in range(25):
+                client = self.enterContext(socket.create_connection(('127.0.0.1', port)))
+                client.sendall(b'GET /he')
+            server.wait_for(lambda: self._answers(server))
+
+    def _answers(self, server: ServerProcess) -> bool:
+        try:
+            return self.admin(server, 'GET', '/healthz').status == 200
+        except ConnectionError:
+            return False
+
     def test_it_answers_while_the_public_port_drains_and_is_gone_after_that(self) -> None:
         config = {'admin': {'port': 0}, 'drain': {'delay': 0.6}}
         with ServerProcess(config) as server:
@@ -405,14 +450,13 @@ class ProcessTest(unittest.TestCase):
                     server, 'GET', '/metrics').body.decode())  # each tells of itself once a second
 
     def test_who_blocks_the_event_loop_is_named(self) -> None:
-        collector = f'{BlockingCollector.__module__}.{BlockingCollector.__qualname__}'
+        collector = 'tests.integration.admin_test.BlockingCollector'
         config = {'watchdog': {'threshold': 0.1}, 'tracing': {'collectors': {collector: None}}}
         with ServerProcess(config) as server:
             server.request('GET', '/addresses')
             server.wait_for(lambda: server.lines('EVENT LOOP STALLED'))
             line, = server.lines('EVENT LOOP STALLED')
-        self.assertEqual(line['function'],
-                         f'{BlockingCollector.__module__}.BlockingCollector.on_end')
+        self.assertEqual(line['function'], f'{collector}.on_end')
         self.assertGreater(line['blocked_ms'], 300)
 
     def test_a_port_that_is_taken_is_named(self) -> None:

@@ -890,6 +890,19 @@ class ConnectionLimitTest(ServerTestCase):
         self.assertEqual((await self.ask(request('GET', '/healthz', CLOSE))).status, 200)
 
 
+class SizeTest(ServerTestCase):
+    """What metrics tell of bodies."""
+
+    async def test_a_compressed_body_counts_as_it_was_sent(self) -> None:
+        body = gzip.compress(json.dumps({'full_name': 200 * 'a'}).encode())
+        answer = await self.ask(request('POST', '/addresses', 'Content-Encoding: gzip', CLOSE,
+                                        f'Content-Length: {len(body)}') + body)
+        self.assertEqual(answer.status, 201)
+        self.assertIn('http_server_request_body_size_bytes_sum'
+                      f'{{method="POST",route="/addresses"}} {len(body)}.0',
+                      self.app.metrics.exposition('')[0].decode())
+
+
 class ProxyTest(ServerTestCase):
     """Behind a proxy that is trusted."""
 

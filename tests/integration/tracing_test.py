@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import sqlite3
 import sys
+import tempfile
+import time
 import unittest
 import unittest.mock
 from pathlib import Path
@@ -174,6 +178,39 @@ class ChainTest(TracingTestCase):
         theirs, = (line for line in self.other.lines('RESPONSE') if line['uri'] == '/addresses')
         for field in ('trace_id', 'req_id'):
             self.assertEqual(own[field], theirs[field])
+
+
+class BeginningTest(ChainTest):
+    """The first service has nobody who collects; the second, which is asked, has."""
+
+    def make_config(self) -> dict[str, Any]:
+        return {}
+
+    def test_two_services_leave_one_trace(self) -> None:
+        self.assertEqual(self.ask('GET', '/call').code, 200)
+        self.other.stop()
+        called, = (span for span in self.receiver.spans() if span.name == 'GET /addresses')
+        self.assertEqual(called.trace_id.hex(), self.handler.lines[0]['trace_id'])
+
+
+class CutOffTest(unittest.TestCase):
+    def test_a_request_that_is_cut_off_leaves_its_line_and_its_spans_before_the_end(self) -> None:
+        folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        server = self.enterContext(ServerProcess({
+            'addr-db': {'sqlite': {'path': str(folder / 'book.db'), 'busy-timeout': 1}},
+            'server': {'request-timeout': 60}, 'drain': {'delay': 0, 'timeout': 0.1},
+            'tracing': {'collectors': {'file': str(folder / 'trace.json')}}}))
+        with contextlib.closing(sqlite3.connect(folder / 'book.db', isolation_level=None)) as lock:
+            lock.execute('BEGIN IMMEDIATE')
+            with server.connect() as client:
+                body = json.dumps(ENTRY)
+                client.sendall(f'POST /addresses HTTP/1.1\r\nHost: x\r\nContent-Length: '
+                               f'{len(body)}\r\n\r\n{body}'.encode())
+                time.sleep(0.3)
+                server.stop()
+        self.assertEqual([line['message'] for line in server.lines()][-3:],
+                         ['DRAIN TIMED OUT', 'RESPONSE', 'STOPPED'])
+        self.assertIn('"POST /addresses"', (folder / 'trace.json').read_text())
 
 
 if __name__ == '__main__':

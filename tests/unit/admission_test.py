@@ -52,6 +52,16 @@ class AdmissionTest(unittest.TestCase):
 
         asyncio.run(end_all())
 
+    def test_what_is_under_way_can_be_broken_off(self) -> None:
+        async def break_off() -> None:
+            working = asyncio.create_task(asyncio.sleep(60))
+            self.admission.work_in(working)
+            self.admission.cancel()
+            await asyncio.wait({working}, timeout=5)
+            self.assertTrue(working.cancelled())
+
+        asyncio.run(break_off())
+
 
 if __name__ == '__main__':
     unittest.main()
