@@ -40,7 +40,9 @@ SAFE_METHODS = ('GET', 'HEAD', 'OPTIONS')
 OWN_SITE = ('same-origin', 'none')
 
 PAGE_FOLDER = Path(__file__).parent / 'admin_page'
-PAGE_TYPES = {'index.html': 'text/html', 'page.js': 'text/javascript', 'page.css': 'text/css'}
+PAGE_TYPES = {
+    'index.html': 'text/html', 'page.css': 'text/css', 'page.js': 'text/javascript',
+    'metrics.js': 'text/javascript', 'requests.js': 'text/javascript'}
 PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
                "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 """What the page may load (https://www.w3.org/TR/CSP3/): its own files, and nobody else's."""

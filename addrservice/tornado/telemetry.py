@@ -18,7 +18,8 @@ from addrservice.utils import logutils
 from addrservice.utils.metrics import Metrics
 from addrservice.utils.tracing import RequestTrace, Tracing
 
-_SANE_REQUEST_ID = re.compile(r'[A-Za-z0-9._:-]{1,64}')
+# Not of dots alone: in the path of a URL those mean something else.
+_SANE_REQUEST_ID = re.compile(r'(?!\.+\Z)[A-Za-z0-9._:-]{1,64}')
 
 
 def request_id(headers: httputil.HTTPHeaders) -> str:

@@ -84,7 +84,7 @@ class CollectedTracing(Tracing):
             name, context, trace.SpanKind.SERVER, start_time=start_time)
         if not span.get_span_context().is_valid:  # OTEL_SDK_DISABLED
             return self.identify(headers)
-        return RequestTrace(span, self._tracer, context)
+        return RequestTrace(span, self._tracer, context, start_time)
 
     def end(self, request: RequestTrace, line: Mapping[str, Any], error: BaseException | None
             ) -> None:
@@ -95,7 +95,7 @@ class CollectedTracing(Tracing):
         if line['status'] >= 500 and error is not None:
             fail(span, error)
             span.record_exception(error)
-        span.end()
+        span.end(request.start_time + int(line['time_ms'] * 1_000_000))
         spans = request.context and otel_context.get_value(_SPANS, request.context)
         if self.recorder and isinstance(spans, SpanList):
             self.recorder.add(line, spans, error)

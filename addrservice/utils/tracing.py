@@ -51,15 +51,17 @@ class RequestTrace:
     """The part that one request has in a trace: a span of its own, for others to be under."""
 
     def __init__(self, span: trace.Span, tracer: trace.Tracer | None = None,
-                 context: otel_context.Context | None = None) -> None:
+                 context: otel_context.Context | None = None, start_time: int = 0) -> None:
         """
         :param span: of the whole request.
         :param tracer: makes the spans under it; None: there are to be none.
         :param context: what was known before the span.
+        :param start_time: of the request, in nanoseconds since the epoch.
         """
         self.span = span
         self.tracer = tracer if span.is_recording() else None
         self.context = context
+        self.start_time = start_time
         ids = span.get_span_context()
         self.trace_id = trace.format_trace_id(ids.trace_id)
         self.span_id = trace.format_span_id(ids.span_id)

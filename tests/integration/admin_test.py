@@ -340,8 +340,9 @@ class GuardTest(AdminTestCase):
 
 class PageTest(AdminTestCase):
     def test_the_page_and_its_files_may_load_nothing_of_others(self) -> None:
-        for path, media_type in (('/', 'text/html'), ('/page.js', 'text/javascript'),
-                                 ('/page.css', 'text/css')):
+        for path, media_type in (('/', 'text/html'), ('/page.css', 'text/css'),
+                                 *((f'/{name}.js', 'text/javascript')
+                                   for name in ('page', 'metrics', 'requests'))):
             answer = self.admin('GET', path)
             self.assertEqual((answer.code, answer.headers['Content-Type']),
                              (200, f'{media_type}; charset=UTF-8'))

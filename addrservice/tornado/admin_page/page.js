@@ -1,55 +1,35 @@
 // The admin port's page: asks the port's own interface every two seconds, and draws what it says.
 // What comes from there may quote a client: it becomes text, never markup.
+// Metrics are read in metrics.js, and requests are shown in requests.js.
 'use strict';
 
 const REFRESH_MS = 2000;
-const KEPT = 60; // refreshes in a sparkline: two minutes
+const PATIENCE_MS = 5000; // a process whose event loop hangs accepts connections, and says nothing
+const WINDOW = 60; // seconds that rates and latencies are taken over: two would make them jump
+const DRAWN = 120; // seconds in a sparkline
 const $ = (id) => document.getElementById(id);
 
-// --- Prometheus' text format ---
+// --- words and figures ---
 
-const LINE = /^([A-Za-z_:][\w:]*)(?:\{(.*)\})? (\S+)$/;
-const LABEL = /([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"/g;
-const unescape = (text) => text.replace(/\\(.)/g, (_, char) => (char === 'n' ? '\n' : char));
-
-/** Samples by name: a list of {labels, value}. */
-function parseMetrics(text) {
-  const samples = new Map();
-  for (const line of text.split('\n')) {
-    const match = LINE.exec(line);
-    if (!match) continue;
-    const labels = {};
-    for (const [, name, value] of (match[2] || '').matchAll(LABEL)) labels[name] = unescape(value);
-    if (!samples.has(match[1])) samples.set(match[1], []);
-    samples.get(match[1]).push({ labels, value: Number(match[3].replace('+Inf', 'Infinity')) });
-  }
-  return samples;
+/** Three digits that matter, as far as the thousandths. */
+function figure(value) {
+  if (value === null || value === undefined || Number.isNaN(value)) return '–';
+  const digits = value === 0 || value >= 100 ? 0 : value >= 10 ? 1 : value >= 1 ? 2 : 3;
+  return value.toLocaleString('en', { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
-const values = (samples, name, where = () => true) =>
-  (samples.get(name) || []).filter(({ labels }) => where(labels));
-const total = (samples, name, where) =>
-  values(samples, name, where).reduce((sum, { value }) => sum + value, 0);
+const whole = (value) => (value === null || Number.isNaN(value) ? '–' : Math.round(value).toLocaleString('en'));
+const quantileText = (found) => (found ? `${found.isOver ? '> ' : ''}${figure(found.ms)}` : '–');
+const clock = (moment) => moment.toISOString().slice(11, 19);
 
-/** What has been added between two refreshes. */
-const added = (before, now, name, where) => total(now, name, where) - total(before, name, where);
-
-/** A quantile, as Prometheus' histogram_quantile has it: even within a bucket. In seconds. */
-function quantile(share, before, now, name, where) {
-  const counts = new Map();
-  for (const [samples, sign] of [[now, 1], [before, -1]]) {
-    for (const { labels, value } of values(samples, `${name}_bucket`, where)) {
-      const bound = labels.le === '+Inf' ? Infinity : Number(labels.le);
-      counts.set(bound, (counts.get(bound) || 0) + sign * value);
-    }
-  }
-  const buckets = [...counts].sort(([a], [b]) => a - b);
-  const all = buckets.length ? buckets[buckets.length - 1][1] : 0;
-  if (!all) return null;
-  const index = buckets.findIndex(([, count]) => count >= share * all);
-  const [lower, below] = index ? buckets[index - 1] : [0, 0];
-  const [upper, count] = buckets[index];
-  return upper === Infinity ? lower : lower + ((upper - lower) * (share * all - below)) / (count - below);
+/** A length of time, as exact as one wants to know it. */
+function duration(seconds) {
+  const minutes = Math.floor(seconds / 60);
+  const hours = Math.floor(minutes / 60);
+  if (seconds < 120) return `${Math.max(Math.round(seconds), 0)} s`;
+  if (minutes < 120) return `${minutes} min`;
+  if (hours < 48) return `${hours} h ${minutes % 60} min`;
+  return `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
 // --- drawing ---
@@ -58,213 +38,345 @@ function quantile(share, before, now, name, where) {
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children.map((child) => (child === null || child === undefined ? '' : child)));
+  made.append(...children.flat().map((child) => child ?? ''));
   return made;
 }
 
-const number = (value, digits = 1) => (value === null || Number.isNaN(value) ? '–' : value.toFixed(digits));
-const milliseconds = (seconds) => (seconds === null ? '–' : number(1000 * seconds, 2));
-
-function row(...cells) {
-  return element('tr', {}, ...cells.map((cell) => (typeof cell === 'number'
-    ? element('td', { class: 'number' }, number(cell)) : element('td', {}, cell))));
+/** Sets a text. One that is the same is left alone: it would be read out again. */
+function say(id, text) {
+  if ($(id).textContent !== text) $(id).textContent = text;
 }
 
+const draw = (id, children) => $(id).replaceChildren(...children);
+const row = (name, cells) => element('tr', {}, element('th', { scope: 'row' }, name), cells);
+const cell = (text, kind = '') => element('td', { class: kind }, text);
+
+/** Points are [seconds, value]; a value of null leaves a gap. */
 function sparkline(points) {
   const namespace = 'http://www.w3.org/2000/svg';
   const svg = document.createElementNS(namespace, 'svg');
-  svg.setAttribute('viewBox', `0 0 ${KEPT - 1} 1`);
+  const line = document.createElementNS(namespace, 'path');
+  const [top, end] = [highest(points) || 1, points.length ? points[points.length - 1][0] : 0];
+  const drawn = points.map(([at, value], index) => {
+    if (value === null) return '';
+    const isFirst = !index || points[index - 1][1] === null;
+    const place = `${(DRAWN - (end - at)).toFixed(2)} ${(0.96 - (0.92 * value) / top).toFixed(4)}`;
+    return isFirst ? `M${place}L${place}` : `L${place}`; // the line of no length is a dot
+  });
+  line.setAttribute('d', drawn.join(''));
+  svg.setAttribute('viewBox', `0 0 ${DRAWN} 1`);
   svg.setAttribute('preserveAspectRatio', 'none');
   svg.setAttribute('aria-hidden', 'true');
-  const line = document.createElementNS(namespace, 'polyline');
-  const top = Math.max(...points, 1e-9);
-  line.setAttribute('points', points.map((point, at) =>
-    `${KEPT - points.length + at},${0.97 - (0.94 * point) / top}`).join(' '));
   svg.append(line);
   return svg;
 }
 
-function tile(name, text, points) {
-  return element('div', {}, element('dt', {}, name), element('dd', {}, text),
-    ...(points ? [sparkline(points)] : []));
+const highest = (points) => Math.max(0, ...points.map(([, value]) => value ?? 0));
+
+function tile(name, text, note = '', kind = '', ...more) {
+  return element('div', {}, element('dt', {}, name), element('dd', { class: kind }, text), more,
+    element('dd', { class: 'quiet' }, note));
 }
 
-// --- what is shown ---
+// --- rates and latencies ---
 
-const history = { rate: [], p99: [] };
-const remember = (points, value) => { points.push(value || 0); points.splice(0, points.length - KEPT); };
 const LATENCY = 'http_server_request_duration_seconds';
 const STORE = 'addrservice_db_operation_duration_seconds';
+const REFUSED = 'addrservice_requests_refused_total';
+const DAMAGED = 'addrservice_unreadable_records_total';
+const ANSWERS = ['ok', 'address_not_found', 'address_exists', 'address_changed'];
 const isWork = (labels) => !['/healthz', '/readiness'].includes(labels.route);
-const isFault = (labels) => isWork(labels) && labels.status >= '500';
+const isFault = (labels) => labels.status >= '500';
 
-function showNow(before, now, seconds) {
-  const requests = added(before, now, `${LATENCY}_count`, isWork);
-  const faults = added(before, now, `${LATENCY}_count`, isFault);
-  const p99 = quantile(0.99, before, now, LATENCY, isWork);
-  remember(history.rate, requests / seconds);
-  remember(history.p99, p99);
-  const refused = values(now, 'addrservice_requests_refused_total').filter(({ value }) => value)
-    .map(({ labels, value }) => `${labels.reason} ${value}`).join(', ');
-  const connections = values(now, 'db_client_connection_count')
-    .map(({ labels, value }) => `${value} ${labels.state}`).join(', ');
-  $('now').replaceChildren(
-    tile('requests/s', number(requests / seconds), history.rate),
-    tile('p99 ms', milliseconds(p99), history.p99),
-    tile('errors (5xx)', requests ? `${number((100 * faults) / requests)} %` : '–'),
-    tile('in flight', total(now, 'http_server_active_requests')),
-    tile('loop lag p99 ms', milliseconds(quantile(0.99, before, now, 'addrservice_event_loop_lag_seconds'))),
-    tile('entries', values(now, 'addrservice_entries').length ? total(now, 'addrservice_entries') : '–'),
-    tile('memory MB', number(total(now, 'process_resident_memory_bytes') / 1e6)),
-    tile('refused', refused || 'none'),
-    ...(connections ? [tile('connections', connections)] : []));
+/** What the metrics have said in the last minute, the oldest first; the last two in any case. */
+let answers = [];
+let history = { rate: [], p99: [] };
+
+function showMetrics(info, text) {
+  const now = { at: info.uptime / 1000, process: info.started, samples: parseMetrics(text) };
+  // Not by its number: in a container each process has the same.
+  answers = [...answers.filter((answer) => answer.process === now.process), now];
+  while (answers.length > 2 && now.at - answers[0].at > WINDOW + REFRESH_MS / 1000) answers.shift();
+  const before = answers.length > 1 ? answers[0] : START;
+  remember(now, answers[answers.length - 2]);
+  showWindow(now.at - before.at, before === START);
+  for (const show of [showNow, showRoutes, showStore]) show(new Interval(before, now), info);
 }
 
-const distinct = (samples, name, label) =>
-  [...new Set(values(samples, name).map(({ labels }) => labels[label]))].sort();
+function showWindow(seconds, isAll) {
+  const window = isAll ? 'since the start' : `in the last ${duration(seconds)}`;
+  for (const head of document.querySelectorAll('th.window')) head.textContent = window;
+  say('window', `${clock(serverTime)} UTC, without probes, ${window}`);
+}
 
-function showRoutes(before, now, seconds) {
-  $('routes').replaceChildren(...distinct(now, `${LATENCY}_count`, 'route').map((route) => {
+/** Adds to the sparklines what has happened since the last refresh. */
+function remember(now, before) {
+  const step = before && new Interval(before, now);
+  const p99 = step && step.quantile(0.99, LATENCY, isWork);
+  const add = (points, value) => [...points, [now.at, value]].filter(([at]) => at > now.at - DRAWN);
+  history = step ? {
+    rate: add(history.rate, step.rate(`${LATENCY}_count`, isWork)),
+    p99: add(history.p99, p99 && p99.ms),
+  } : { rate: [], p99: [] };
+}
+
+function showNow(interval, info) {
+  const lag = interval.quantile(0.99, 'addrservice_event_loop_lag_seconds');
+  draw('now', [
+    ...requestTiles(interval),
+    tile('in flight', whole(interval.gauge('http_server_active_requests')),
+      `at most ${info.config.server['max-in-flight']}`),
+    refusedTile(interval),
+    tile('loop lag p99 ms', quantileText(lag)),
+    ...processTiles(interval), ...storeTiles(interval)]);
+}
+
+function requestTiles(interval) {
+  const name = `${LATENCY}_count`;
+  const requests = interval.count(name, isWork);
+  const faults = interval.count(name, (labels) => isWork(labels) && isFault(labels));
+  const p99 = interval.quantile(0.99, LATENCY, isWork);
+  return [
+    tile('requests/s', figure(requests / interval.seconds), scale(history.rate), '', sparkline(history.rate)),
+    tile('p99 ms', quantileText(p99), scale(history.p99), '', sparkline(history.p99)),
+    requests ? tile('5xx', `${figure((100 * faults) / requests)} %`, `${whole(faults)} of ${whole(requests)}`,
+      faults ? 'error' : '') : tile('5xx', '–')];
+}
+
+/** A line without a scale says nothing. */
+function scale(points) {
+  return highest(points) ? `highest ${figure(highest(points))}` : 'none while watched';
+}
+
+function refusedTile(interval) {
+  const count = interval.count(REFUSED);
+  const reasons = interval.grown(REFUSED).filter(([, growth]) => growth)
+    .map(([labels, growth]) => `${whole(growth)} ${labels.reason.replaceAll('_', ' ')}`);
+  return tile('refused', whole(count), count ? reasons.join(', ')
+    : `${whole(interval.total(REFUSED))} since the start`, count ? 'warning' : '');
+}
+
+/** What the system knows of the process; not every system does. */
+function processTiles(interval) {
+  const memory = interval.gauge('process_resident_memory_bytes');
+  const maximum = interval.gauge('process_max_fds');
+  return [
+    tile('CPU', interval.gauge('process_cpu_seconds_total') === null ? '–'
+      : `${figure(100 * interval.rate('process_cpu_seconds_total'))} %`, 'of one core'),
+    tile('memory MB', memory === null ? '–' : figure(memory / 1e6)),
+    tile('open files', whole(interval.gauge('process_open_fds')), maximum && `at most ${whole(maximum)}`)];
+}
+
+function storeTiles(interval) {
+  const connections = (state) =>
+    interval.gauge('db_client_connection_count', (labels) => labels.state === state);
+  const tiles = [tile('entries', whole(interval.gauge('addrservice_entries')))];
+  if (connections('used') !== null) {
+    tiles.push(tile('connections used', whole(connections('used')),
+      `${connections('idle')} idle, at most ${whole(interval.gauge('db_client_connection_max'))}`));
+  }
+  const damaged = interval.total(DAMAGED);
+  if (damaged) {
+    const kind = interval.count(DAMAGED) ? 'error' : 'warning';
+    tiles.push(tile('damaged records met', whole(damaged), 'since the start', kind));
+  }
+  return tiles;
+}
+
+const distinct = (interval, name, label) =>
+  [...new Set(interval.grown(name).map(([labels]) => labels[label]))].sort();
+const faultCell = (count, kind = '') => cell(whole(count), `${kind} ${count ? 'error' : ''}`);
+
+function showRoutes(interval) {
+  const name = `${LATENCY}_count`;
+  draw('routes', distinct(interval, name, 'route').map((route) => {
     const of = (labels) => labels.route === route;
-    const faults = (labels) => of(labels) && labels.status >= '500';
-    return row(route, added(before, now, `${LATENCY}_count`, of) / seconds,
-      ...[0.5, 0.9, 0.99].map((share) => milliseconds(quantile(share, before, now, LATENCY, of))),
-      String(total(now, `${LATENCY}_count`, faults)));
+    const refused = (labels) => of(labels) && labels.status >= '400' && !isFault(labels);
+    const failed = (labels) => of(labels) && isFault(labels);
+    const at = (share, kind) => cell(quantileText(interval.quantile(share, LATENCY, of)), kind);
+    return row(route, [cell(figure(interval.rate(name, of))), at(0.5), at(0.9, 'spare'), at(0.99),
+      cell(whole(interval.count(name, refused)), 'spare'), faultCell(interval.count(name, failed)),
+      cell(whole(interval.total(name, of)), 'start spare'), faultCell(interval.total(name, failed), 'start')]);
   }));
 }
 
-function showStore(before, now, seconds) {
-  $('store').replaceChildren(...distinct(now, `${STORE}_count`, 'operation').map((operation) => {
+function showStore(interval) {
+  const name = `${STORE}_count`;
+  draw('store', distinct(interval, name, 'operation').map((operation) => {
     const of = (labels) => labels.operation === operation;
-    const failed = (labels) => of(labels) && labels.outcome !== 'ok';
-    const calls = added(before, now, `${STORE}_count`, of);
-    return row(operation, calls / seconds,
-      milliseconds(calls ? added(before, now, `${STORE}_sum`, of) / calls : null),
-      milliseconds(quantile(0.99, before, now, STORE, of)), String(total(now, `${STORE}_count`, failed)));
+    const failed = (labels) => of(labels) && !ANSWERS.includes(labels.outcome);
+    const calls = interval.count(name, of);
+    return row(operation, [cell(figure(calls / interval.seconds)),
+      cell(figure(calls ? (1000 * interval.count(`${STORE}_sum`, of)) / calls : null)),
+      cell(quantileText(interval.quantile(0.99, STORE, of))), faultCell(interval.count(name, failed)),
+      cell(whole(interval.total(name, of)), 'start spare'), faultCell(interval.total(name, failed), 'start')]);
   }));
 }
 
-function showState(info, readiness) {
-  $('service').textContent = document.title = info.service;
-  $('state').textContent = `${info.state}${readiness.ready ? ', ready' : ', not ready'}`;
-  $('state').className = info.state;
-  $('about').textContent = `${info.version}${info.git ? ` (${info.git.slice(0, 8)})` : ''} · ${info.engine}`
-    + ` · Python ${info.python} · pid ${info.pid} · up ${Math.round(info.uptime / 1000)} s`;
+// --- state ---
+
+let firstProcess = null;
+
+function showInfo(info) {
+  firstProcess = firstProcess || info.started;
+  const isOther = info.started !== firstProcess;
+  say('service', info.service);
+  say('about', [
+    location.host, info.version + (info.git ? ` (${info.git.slice(0, 8)})` : ''), info.engine,
+    `Python ${info.python}`, `pid ${info.pid}`,
+    `up ${duration(info.uptime / 1000)}${isOther ? ': restarted since this page was opened' : ''}`,
+  ].join(' · '));
   $('drain').disabled = info.state !== 'serving';
   $('undrain').disabled = info.state !== 'draining';
-  $('checks').replaceChildren(...readiness.checks.map((check) => row(check.name,
-    element('span', { class: check.ok ? 'ok' : 'error' }, check.ok ? 'ok' : 'failed'),
-    `${number(check.time_ms, 2)} ms`, check.detail)));
 }
 
-function requestTable(requests) {
-  const head = element('tr', {}, ...['started', 'request', 'status', 'ms', 'spans', 'id']
-    .map((name) => element('th', {}, name)));
-  return element('table', {}, element('thead', {}, head), element('tbody', {},
-    ...requests.slice(0, 20).map((request) => row(request.started.slice(11, 23),
-      `${request.method} ${request.uri}`,
-      element('span', { class: request.status >= 500 ? 'error' : '' }, String(request.status)),
-      number(request.time_ms, 2), String(request.spans),
-      element('a', { href: `#/requests/${encodeURIComponent(request.req_id)}` }, request.req_id.slice(0, 12))))));
+function showReadiness(info, readiness) {
+  setState(`${info.state}, ${readiness.ready ? 'ready' : 'not ready'}`,
+    readiness.ready || info.state !== 'serving' ? info.state : 'unready');
+  draw('checks', readiness.checks.map((check) => element('li', { class: check.ok ? 'ok' : 'error' },
+    element('b', {}, `${check.name} ${check.ok ? 'ok' : 'failed'}`),
+    ` ${figure(check.time_ms)} ms${check.detail ? `: ${check.detail}` : ''}`)));
 }
 
-function showRequests(lists) {
-  for (const kind of ['slowest', 'failed', 'last']) {
-    const requests = lists && lists[kind];
-    $(kind).replaceChildren(requests && requests.length ? requestTable(requests)
-      : element('p', { class: 'quiet' }, lists ? 'none' : 'There is no collector "ring" in the configuration.'));
+function setState(text, kind) {
+  say('state', text);
+  $('state').className = kind;
+  // Several of these pages may be open: what is wrong must show in the tab.
+  document.title = `${kind === 'serving' ? '' : `${text} – `}${$('service').textContent}`;
+}
+
+let goneSince = null;
+
+/** What is still on the page is old, and must look so. */
+function showGone(error) {
+  goneSince = goneSince || new Date();
+  const isSilent = error instanceof NoAnswer;
+  setState(`${isSilent ? error.message : 'out of order'} since ${clock(goneSince)} UTC`, 'gone');
+  say('trouble', isSilent ? '' : `/info: ${error.message}`);
+  document.body.classList.add('old');
+  for (const id of ['drain', 'undrain']) $(id).disabled = true;
+}
+
+function showBack() {
+  goneSince = null;
+  document.body.classList.remove('old');
+}
+
+// --- loggers ---
+
+function showLoggers({ loggers, levels }, isAsked = false) {
+  const choices = () => [...$('loggers').querySelectorAll('select')];
+  const names = Object.keys(loggers);
+  const isInUse = (choice) => !isAsked && choice === document.activeElement;
+  // Made once, and again when there are others: somebody may be choosing.
+  if (choices().map((choice) => choice.name).join() !== names.join() && !choices().some(isInUse)) {
+    $('loggers').replaceChildren(...names.map((name) => loggerRow(name, levels)));
+  }
+  for (const choice of choices()) {
+    const found = loggers[choice.name]; // not in a process that was started anew
+    if (found && !isInUse(choice)) showLevel(choice, found);
   }
 }
 
-/** Spans in the order of a tree, each with its depth. */
-function tree(spans, parent, depth = 0) {
-  const ids = new Set(spans.map((span) => span.span_id));
-  const isHere = (span) => (parent === undefined ? !ids.has(span.parent_id) : span.parent_id === parent);
-  return spans.filter(isHere).sort((a, b) => a.start_ms - b.start_ms)
-    .flatMap((span) => [{ span, depth }, ...tree(spans, span.span_id, depth + 1)]);
+function loggerRow(name, levels) {
+  const choice = element('select', { name, 'data-logger': name }, (name === 'root' ? levels : ['', ...levels])
+    .map((level) => element('option', { value: level }, level)));
+  choice.addEventListener('change', () => setLevel(choice));
+  return element('label', {}, element('span', {}, name), choice);
 }
 
-function waterfall(request) {
-  const end = (span) => span.start_ms + (span.duration_ms || 0);
-  const whole = Math.max(...request.spans.map(end), 0.001);
-  return element('div', { class: 'waterfall' }, ...tree(request.spans).map(({ span, depth }) => {
-    const name = element('summary', {}, span.name);
-    const more = { ...span.attributes, ...(span.error ? { error: span.error } : {}) };
-    const label = element('details', {}, name, element('pre', {}, JSON.stringify(more, null, 1)));
-    label.style.paddingLeft = `${depth}rem`;
-    const bar = element('div', { class: span.error ? 'bar error' : 'bar' });
-    bar.style.left = `${(100 * span.start_ms) / whole}%`;
-    bar.style.width = `${(100 * (span.duration_ms || 0)) / whole}%`;
-    const time = span.duration_ms === null ? 'not ended' : `${number(span.duration_ms, 2)} ms`;
-    return element('div', { class: 'span' }, label, element('div', { class: 'track' }, bar), element('span', {}, time));
-  }));
+function showLevel(choice, { level, effective }) {
+  const known = [...choice.options].map((option) => option.value);
+  if (level && !known.includes(level)) choice.add(element('option', { value: level }, level)); // a number
+  if (known.includes('')) choice.options[0].textContent = `inherit (${effective})`;
+  choice.value = level || '';
+  choice.classList.toggle('own', Boolean(level));
 }
 
-function showRequest(request) {
-  const line = Object.entries(request.line).map(([name, value]) => `${name}=${JSON.stringify(value)}`).join(' ');
-  return element('article', {}, element('pre', { class: 'line' }, line), waterfall(request),
-    ...(request.spans_dropped ? [element('p', { class: 'quiet' }, `and ${request.spans_dropped} spans more`)] : []),
-    ...(request.trace ? [element('pre', { class: 'trace error' }, request.trace)] : []));
-}
-
-async function showChosen() {
-  const match = /^#\/requests\/(.+)$/.exec(location.hash);
-  $('request').hidden = !match;
-  if (!match) return;
-  const answer = await fetch(`requests/${match[1]}`);
-  const found = answer.ok ? (await answer.json()).requests.map(showRequest)
-    : [element('p', {}, 'This request is not kept any more.')];
-  $('request-title').textContent = `Request ${decodeURIComponent(match[1])}`;
-  $('request-found').replaceChildren(...found);
-  $('request').scrollIntoView();
-}
-
-function showLoggers({ loggers, levels }) {
-  // Not while somebody chooses.
-  if ($('loggers').contains(document.activeElement)) return;
-  $('loggers').replaceChildren(...Object.entries(loggers).map(([name, { level, effective }]) => {
-    const choice = element('select', { 'aria-label': `level of ${name}`, 'data-logger': name },
-      ...(name === 'root' ? levels : ['', ...levels]).map((each) => element('option', { value: each }, each || `(${effective})`)));
-    choice.value = level || '';
-    choice.addEventListener('change', () => send('PUT', `loggers/${encodeURIComponent(name)}`, { level: choice.value || null }));
-    return row(name, choice);
-  }));
+/** Whatever comes of it, what is in effect is shown then, here and where it is inherited. */
+async function setLevel(choice) {
+  await send('PUT', `loggers/${encodeURIComponent(choice.name)}`, { level: choice.value || null });
+  await ask('loggers').then((found) => showLoggers(found, true), complain);
 }
 
 // --- asking ---
 
-const read = async (path) => (await fetch(path)).json();
+let serverTime = new Date(); // its clock may not be that of the browser
 
-async function send(method, path, content) {
-  const answer = await fetch(path, {
-    method, body: content && JSON.stringify(content), headers: { 'Content-Type': 'application/json' },
-  });
-  if (!answer.ok) alert((await answer.json()).detail);
-  document.activeElement.blur();
-  await refresh();
+/** There was none: not at all, or not in time. */
+class NoAnswer extends Error {
+  constructor(cause) {
+    super(cause.name === 'TimeoutError' ? 'not answering' : 'not reachable', { cause });
+  }
 }
 
-let last = null;
-let goneSince = null;
-
-async function refresh() {
+async function askText(path, options = {}) {
   try {
-    const [info, readiness, text, requests, loggers] = await Promise.all([
-      read('info'), read('readiness'), fetch('metrics').then((answer) => answer.text()),
-      fetch('requests').then((answer) => (answer.ok ? answer.json() : null)), read('loggers')]);
-    const now = { samples: parseMetrics(text), at: performance.now(), pid: info.pid };
-    const before = last && last.pid === now.pid ? last : { samples: new Map(), at: now.at - info.uptime };
-    const seconds = Math.max((now.at - before.at) / 1000, 0.001);
-    for (const show of [showNow, showRoutes, showStore]) show(before.samples, now.samples, seconds);
-    showState(info, readiness);
-    showRequests(requests);
-    showLoggers(loggers);
-    [last, goneSince] = [now, null];
+    const answer = await fetch(path, { signal: AbortSignal.timeout(PATIENCE_MS), ...options });
+    serverTime = new Date(answer.headers.get('Date') || Date.now());
+    return { answer, text: await answer.text() };
   } catch (error) {
-    goneSince = goneSince || new Date();
-    $('state').textContent = `not reachable since ${goneSince.toLocaleTimeString()}`;
-    $('state').className = 'gone';
+    throw new NoAnswer(error);
   }
+}
+
+/** The document that a path answers with; an error says in its message what went wrong.
+ *  A status of 400 and more is an error, but for those that are expected. */
+async function ask(path, options = {}, expected = []) {
+  const { answer, text } = await askText(path, options);
+  const isJSON = (answer.headers.get('Content-Type') || '').startsWith('application/json');
+  const content = isJSON ? JSON.parse(text) : {};
+  if (!answer.ok && !expected.includes(answer.status)) {
+    throw new Error(content.detail || `${answer.status} ${answer.statusText}`);
+  }
+  if (!isJSON) throw new Error('the answer is not JSON');
+  return content;
+}
+
+async function askMetrics() {
+  const { answer, text } = await askText('metrics');
+  if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
+  return text;
+}
+
+const complain = (error) => say('said', error.message);
+
+/** Changes something; if that fails, says so until something else is tried. */
+async function send(method, path, content) {
+  say('said', '');
+  const headers = { 'Content-Type': 'application/json' };
+  await ask(path, { method, headers, body: content && JSON.stringify(content) }).catch(complain);
+}
+
+async function rotate(path) {
+  await send('POST', path);
+  await refresh();
+  await refresh(); // the one before may have begun too early to know
+}
+
+/** Asks for everything; what fails by itself is told, and keeps nothing else from being shown. */
+async function askAll() {
+  const info = await ask('info');
+  showBack();
+  showInfo(info);
+  const parts = {
+    readiness: ask('readiness', {}, [503]).then((found) => showReadiness(info, found)),
+    metrics: askMetrics().then((text) => showMetrics(info, text)),
+    requests: showRing(info) ? ask('requests').then(showRequests) : Promise.resolve(),
+    loggers: ask('loggers').then((found) => showLoggers(found)),
+  };
+  parts.readiness.catch(() => setState(`${info.state}, readiness unknown`, 'unready'));
+  const told = await Promise.all(Object.entries(parts).map(
+    ([path, part]) => part.then(() => '', (error) => `/${path}: ${error.message}`)));
+  say('trouble', told.filter(Boolean).join('; '));
+}
+
+let refreshing = null;
+
+/** One at a time: of two the older might come last. */
+function refresh() {
+  refreshing ??= askAll().catch(showGone).finally(() => { refreshing = null; });
+  return refreshing;
 }
 
 async function run() {
@@ -272,12 +384,12 @@ async function run() {
   setTimeout(run, REFRESH_MS);
 }
 
-$('drain').addEventListener('click', () => confirm('Take this instance out of rotation?') && send('POST', 'drain'));
-$('undrain').addEventListener('click', () => send('POST', 'undrain'));
-$('profile').addEventListener('change', (event) => {
-  if (event.target.value) open(`profile?seconds=${event.target.value}`);
-  event.target.value = '';
+$('drain').addEventListener('click', () => {
+  if (confirm('Take this instance out of rotation? It is not ready then, and still serves.')) rotate('drain');
 });
+$('undrain').addEventListener('click', () => rotate('undrain'));
+addEventListener('keydown', (event) => { if (event.key === 'Escape' && chosen !== null) location.hash = ''; });
 addEventListener('hashchange', showChosen);
+document.addEventListener('visibilitychange', () => { if (!document.hidden) refresh(); });
 run();
 showChosen();
