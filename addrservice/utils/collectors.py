@@ -18,22 +18,21 @@ from typing import Any
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import (
+    ReadableSpan, Span, SpanLimits, SpanProcessor, SynchronousMultiSpanProcessor, TracerProvider)
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult, TraceIdRatioBased
 
 from addrservice.errors import ConfigError
 from addrservice.utils import logutils
 from addrservice.utils.metrics import Metrics
-from addrservice.utils.recorder import FlightRecorder, SpanList, ids_of
+from addrservice.utils.recorder import (
+    MAX_TEXT, FlightRecorder, SpanList, attributes_of, ids_of)
 from addrservice.utils.trace_file import TraceEventFile
 from addrservice.utils.tracing import RequestTrace, Tracing, context_of, fail
 
 FLUSH_SECONDS = 3.0
 """For what has been collected to be handed over at the end."""
-
-MAX_TEXT = 4096
-"""Characters of one attribute."""
 
 LIMITS = SpanLimits(max_span_attributes=32, max_events=8, max_links=8,
                     max_attribute_length=MAX_TEXT)
@@ -65,16 +64,17 @@ class CollectedTracing(Tracing):
             if ring else None
         self._max_spans = ring['max-spans'] if ring else 0
         sees_all = any(name in collectors for name in SEE_ALL)
+        # Who sees all has no use for a request's attributes, which take a while to set:
+        # the recorder has the line that they are made from, and metrics count by name.
+        self._has_others = any(name not in SEE_ALL for name in collectors)
         resource = Resource({'service.name': service, 'service.version': version})
-        self._provider = TracerProvider(
+        self._collectors = Collectors(
+            {name: _processor(name, own or {}, logger, metrics)
+             for name, own in collectors.items()}, logger)
+        self._tracer = TracerProvider(
             sampler=RequestSampler(settings['sample-ratio'], sees_all), span_limits=LIMITS,
-            resource=resource.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
-        self._tracer = self._provider.get_tracer('addrservice', version)
-        self._processors = [
-            GuardedProcessor(name, _processor(name, own or {}, logger, metrics), logger)
-            for name, own in collectors.items()]
-        for processor in self._processors:
-            self._provider.add_span_processor(processor)
+            resource=resource.merge(OTELResourceDetector().detect()), shutdown_on_exit=False,
+            active_span_processor=self._collectors).get_tracer('addrservice', version)
 
     def begin(self, name: str, headers: Mapping[str, str], start_time: int) -> RequestTrace:
         context = context_of(headers)
@@ -91,7 +91,8 @@ class CollectedTracing(Tracing):
         span = request.span
         if not span.is_recording():
             return
-        span.set_attributes(_attributes(line))
+        if self._has_others and span.get_span_context().trace_flags.sampled:
+            span.set_attributes(attributes_of(line))
         if line['status'] >= 500 and error is not None:
             fail(span, error)
             span.record_exception(error)
@@ -101,50 +102,63 @@ class CollectedTracing(Tracing):
             self.recorder.add(line, spans, error)
 
     def stop(self) -> None:
-        # In threads that end with the process: a back end that hangs holds up nobody.
-        stopping = [threading.Thread(target=processor.shutdown, daemon=True)
-                    for processor in self._processors]
+        self._collectors.stop(FLUSH_SECONDS)
+
+
+class Collectors(SynchronousMultiSpanProcessor):
+    """All that are configured, each told of the spans that it wants to know of.
+
+    What goes wrong in one of them, of a disk or in somebody's own class, is kept
+    from requests and from the others. The first fault of each is told in the log.
+    """
+
+    def __init__(self, processors: Mapping[str, SpanProcessor], logger: logging.Logger) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # the library is half typed
+        self._processors = processors
+        self._logger = logger
+        self._failed: set[str] = set()
+        self._at_start = [(name, processor.on_start) for name, processor in processors.items()
+                          if type(processor).on_start is not SpanProcessor.on_start]
+        self._at_end = [(name, processor.on_end) for name, processor in processors.items()
+                        if type(processor).on_end is not SpanProcessor.on_end]
+
+    def on_start(self, span: Span, parent_context: otel_context.Context | None = None) -> None:
+        for name, tell in self._at_start:
+            try:
+                tell(span, parent_context)
+            except Exception as error:
+                self._on_fault(name, error)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        for name, tell in self._at_end:
+            try:
+                tell(span)
+            except Exception as error:
+                self._on_fault(name, error)
+
+    def stop(self, seconds: float) -> None:
+        """Has them hand over what they have, side by side, and waits so long at most:
+        in threads that end with the process, so that a back end that hangs holds up nobody."""
+        stopping = [threading.Thread(target=self._stop_one, args=item, daemon=True)
+                    for item in self._processors.items()]
         for thread in stopping:
             thread.start()
-        deadline = time.monotonic() + FLUSH_SECONDS
+        deadline = time.monotonic() + seconds
         for thread in stopping:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-
-class GuardedProcessor(SpanProcessor):
-    """Keeps what goes wrong in a collector, of a disk or in somebody's own class,
-    from the request that it looks at. The first fault is told in the log."""
-
-    def __init__(self, name: str, processor: SpanProcessor, logger: logging.Logger) -> None:
-        self._name = name
-        self._processor = processor
-        self._logger = logger
-        self._has_failed = False
-
-    def on_start(self, span: Span, parent_context: otel_context.Context | None = None) -> None:
+    def _stop_one(self, name: str, processor: SpanProcessor) -> None:
         try:
-            self._processor.on_start(span, parent_context)
+            processor.shutdown()
         except Exception as error:
-            self._tell(error)
+            self._failed.discard(name)  # what is lost now is told in any case
+            self._on_fault(name, error)
 
-    def on_end(self, span: ReadableSpan) -> None:
-        try:
-            self._processor.on_end(span)
-        except Exception as error:
-            self._tell(error)
-
-    def shutdown(self) -> None:
-        try:
-            self._processor.shutdown()
-        except Exception as error:
-            self._has_failed = False  # what is lost now is told in any case
-            self._tell(error)
-
-    def _tell(self, error: Exception) -> None:
-        if not self._has_failed:
-            self._has_failed = True
+    def _on_fault(self, name: str, error: Exception) -> None:
+        if name not in self._failed:
+            self._failed.add(name)
             logutils.log_line(self._logger, logging.ERROR, {
-                'message': 'SPANS LOST', 'collector': self._name, 'reason': repr(error),
+                'message': 'SPANS LOST', 'collector': name, 'reason': repr(error),
                 'trace': logutils.one_line_trace(error)})
 
 
@@ -156,7 +170,7 @@ class RequestSampler(Sampler):
         :param ratio: the share of requests to sample, from 0 to 1.
         :param sees_all: whether the others are recorded, too.
         """
-        self._by_chance = TraceIdRatioBased(ratio)
+        self._ratio = TraceIdRatioBased(ratio)
         self._otherwise = Decision.RECORD_ONLY if sees_all else Decision.DROP
 
     def should_sample(self, parent_context: otel_context.Context | None, trace_id: int, name: str,
@@ -167,13 +181,12 @@ class RequestSampler(Sampler):
         if parent.is_valid:
             is_sampled = parent.trace_flags.sampled
         else:
-            chance = self._by_chance.should_sample(None, trace_id, name)
-            is_sampled = chance.decision is Decision.RECORD_AND_SAMPLE
+            is_sampled = trace_id & TraceIdRatioBased.TRACE_ID_LIMIT < self._ratio.bound
         decision = Decision.RECORD_AND_SAMPLE if is_sampled else self._otherwise
         return SamplingResult(decision, attributes, parent.trace_state)
 
     def get_description(self) -> str:
-        return f'RequestSampler({self._by_chance.get_description()})'
+        return f'RequestSampler({self._ratio.get_description()})'
 
 
 class RingCollector(SpanProcessor):
@@ -214,17 +227,6 @@ class LogCollector(SpanProcessor):
         # No attribute can pass for one of these.
         logutils.log_line(self._logger, logging.INFO,
                           {**fields, **(span.attributes or {}), **fields})
-
-
-def _attributes(line: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a request's span says of it, under the names of OpenTelemetry's conventions
-    (https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-server)."""
-    path, _, query = line['uri'][:MAX_TEXT].partition('?')
-    attributes = {
-        'http.request.method': line['method'], 'url.path': path, 'url.query': query or None,
-        'http.route': line['route'], 'http.response.status_code': line['status'],
-        'client.address': line['ip'], 'addrservice.req_id': line['req_id']}
-    return {name: value for name, value in attributes.items() if value is not None}
 
 
 def seconds_of(span: ReadableSpan) -> float:

@@ -15,6 +15,9 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, format_span_i
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
+MAX_TEXT = 4096
+"""Characters of one attribute."""
+
 KINDS = ('last', 'slowest', 'failed')
 
 
@@ -67,8 +70,12 @@ class Recording:
         started = self.spans.started()
         return {'req_id': line['req_id'], 'trace_id': line['trace_id'],
                 'started': _time(started), 'line': line,
-                'spans': [_span(span, started) for span in self.spans.spans],
+                'spans': self._spans(started),
                 'spans_dropped': self.spans.dropped, **({'trace': trace} if trace else {})}
+
+    def _spans(self, started: float) -> list[dict[str, Any]]:
+        own, *others = (_span(span, started) for span in self.spans.spans)
+        return [{**own, 'attributes': {**attributes_of(self.line), **own['attributes']}}, *others]
 
 
 class FlightRecorder:
@@ -138,6 +145,20 @@ class FlightRecorder:
                 return _newest_first(itertools.chain.from_iterable(self._failed.values()))
             case _:
                 return reversed(self._last)
+
+
+def attributes_of(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a request's span says of it, under the names of OpenTelemetry's conventions
+    (https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-server).
+
+    :param line: the fields of its canonical line.
+    """
+    path, _, query = line['uri'][:MAX_TEXT].partition('?')
+    attributes = {
+        'http.request.method': line['method'], 'url.path': path, 'url.query': query or None,
+        'http.route': line['route'], 'http.response.status_code': line['status'],
+        'client.address': line['ip'], 'addrservice.req_id': line['req_id']}
+    return {name: value for name, value in attributes.items() if value is not None}
 
 
 def ids_of(span: ReadableSpan) -> SpanContext:

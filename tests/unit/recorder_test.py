@@ -48,9 +48,10 @@ class FlightRecorderTest(unittest.TestCase):
         spans = SpanList(10)
         self.clock += SECOND
         spans.append(make_span(self.clock))
-        self.recorder.add({'req_id': req_id, 'trace_id': 32 * 'a', 'method': 'GET', 'uri': '/x',
-                           'route': route, 'status': status, 'time_ms': time_ms, **fields},
-                          spans, error)
+        self.recorder.add({
+            'req_id': req_id, 'trace_id': 32 * 'a', 'method': 'GET', 'uri': '/x',
+            'ip': '127.0.0.1', 'route': route, 'status': status, 'time_ms': time_ms, **fields},
+            spans, error)
 
     def ids(self, kind: str) -> list[str]:
         return [summary['req_id'] for summary in self.recorder.summaries(kind)]
@@ -118,8 +119,9 @@ class FlightRecorderTest(unittest.TestCase):
 class SpansTest(unittest.TestCase):
     def document(self, spans: SpanList) -> dict[str, Any]:
         recorder = FlightRecorder(1, 1, 1)
-        recorder.add({'req_id': 'x', 'trace_id': 'y', 'status': 200, 'time_ms': 1.0,
-                      'route': None, 'reason': None}, spans)
+        recorder.add({'req_id': 'x', 'trace_id': 'y', 'method': 'GET', 'uri': '/x?y=z',
+                      'ip': '127.0.0.1', 'route': None, 'status': 200, 'time_ms': 1.0,
+                      'reason': None}, spans)
         found, = recorder.find('x')
         return dict(json.loads(json.dumps(found)))
 
@@ -137,6 +139,10 @@ class SpansTest(unittest.TestCase):
                          (1.0, 1.5, 'read'))
         self.assertEqual(second['parent_id'], first['span_id'])
         self.assertIsNone(third['duration_ms'])
+        self.assertEqual(first['attributes'], {
+            'http.request.method': 'GET', 'url.path': '/x', 'url.query': 'y=z',
+            'http.response.status_code': 200, 'client.address': '127.0.0.1',
+            'addrservice.req_id': 'x'})
 
     def test_attributes_and_errors_are_shown(self) -> None:
         spans = SpanList(10)
@@ -145,8 +151,9 @@ class SpansTest(unittest.TestCase):
         fail(span, KeyError('k'))
         spans.append(span)
         shown, = self.document(spans)['spans']
-        self.assertEqual(shown['attributes'],
-                         {'db.query.text': 'SELECT', 'error.type': 'KeyError'})
+        attributes = shown['attributes']
+        self.assertEqual((attributes['db.query.text'], attributes['error.type']),
+                         ('SELECT', 'KeyError'))
         self.assertEqual(shown['error'], "KeyError: 'k'")
 
     def test_more_spans_than_are_kept_are_counted(self) -> None:

@@ -20,7 +20,8 @@ from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = ('serve', 'copy', 'test', 'crash', 'lint', 'typecheck', 'layers', 'coverage', 'check')
+WORDS = ('serve', 'copy', 'test', 'crash', 'profile', 'lint', 'typecheck', 'layers', 'coverage',
+         'check')
 BASE_PYTHON = Path(sys.base_prefix, 'bin', 'python%d.%d' % sys.version_info[:2])
 PATIENCE_SECONDS = 30
 
@@ -74,6 +75,9 @@ class SmallRepositoryTest(unittest.TestCase):
         self.write('addrservice/__init__.py', '')
         self.write('addrservice/copy_command.py', body)
 
+    def write_profiling(self, body: str) -> None:
+        self.write('benchmarks/profiling.py', body)
+
     def run_word(self, *words: str, python: Path = Path(sys.executable), cwd: Path | None = None
                  ) -> 'subprocess.CompletedProcess[str]':
         return subprocess.run(
@@ -108,6 +112,7 @@ class HelpTest(SmallRepositoryTest):
     def test_every_word_explains_itself(self) -> None:
         self.write_server('def main(argv): print("usage: the server", argv); return 0')
         self.write_copying('def main(argv): print("usage: the copier", argv); return 0')
+        self.write_profiling('def main(argv): print("usage: the profiler", argv); return 0')
         for word in WORDS:
             with self.subTest(word=word):
                 done = self.run_word(word, '--help')
@@ -290,6 +295,15 @@ class CrashWordTest(SmallRepositoryTest):
                 self.assertEqual(self.run_word('crash', '--kills', number).returncode, 2)
 
 
+class ProfileWordTest(SmallRepositoryTest):
+    def test_profile_passes_everything_on_in_the_callers_folder(self) -> None:
+        self.write_profiling('import os\n\ndef main(argv):\n'
+                             '    print(argv, os.getcwd())\n    return 7\n')
+        done = self.run_word('profile', '--seconds', '3', '--', 'test', cwd=self.root.parent)
+        self.assertEqual((done.returncode, done.stderr), (7, ''))
+        self.assertEqual(done.stdout, f"['--seconds', '3', '--', 'test'] {self.root.parent}\n")
+
+
 class ToolsTest(SmallRepositoryTest):
     def test_lint_tells_a_flawed_file_from_a_clean_one(self) -> None:
         clean = self.write('clean.py', 'x = 1\n')
@@ -394,8 +408,10 @@ class CoverageTest(SmallRepositoryTest):
         self.assertIn('TOTAL', done.stdout)
 
     def test_check_runs_every_part_and_exits_with_the_worst_status(self) -> None:
-        self.write('setup.cfg', '[mypy]\nstrict = True\n')  # nothing here for layers: status 1
+        self.write('setup.cfg',  # nothing here for layers: status 1
+                   '[mypy]\nstrict = True\nexplicit_package_bases = True\n')
         self.write_copying('def main(argv: list[str]) -> int:\n    return 0\n')
+        self.write_profiling('def main(argv: list[str]) -> int:\n    return 0\n')
         self.write('data/flawed.py', 'import os\n')
         self.write_test('from addrservice.tornado import server; server.main(["x"])')
         done = self.run_word('check')
