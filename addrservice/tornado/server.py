@@ -115,6 +115,7 @@ def configure_logging(config: Config) -> None:
     try:
         # The loggers that exist, asyncio's among them, have things to say.
         logging.config.dictConfig({'disable_existing_loggers': False, **section})
+        logutils.look_up_only_what_is_asked_for(section)
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         raise ConfigError(f'logging: {error}: {error.__cause__ or ""}') from error
 

@@ -19,11 +19,12 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 
 from hypothesis import example, given, settings, strategies as st
 
+from addrservice.config import load_config
 from addrservice.utils import logutils
 from addrservice.utils.logutils import (
-    MAX_VALUE_LENGTH, LogfmtFormatter, get_log_context, log, log_line, logfmt, one_line_trace,
-    set_log_context)
-from tests.support import clear_log_context, parse_logfmt, recording_logger
+    MAX_VALUE_LENGTH, LogfmtFormatter, get_log_context, log, log_line, logfmt,
+    look_up_only_what_is_asked_for, one_line_trace, set_log_context)
+from tests.support import ROOT, clear_log_context, parse_logfmt, recording_logger
 
 property_test = settings(derandomize=True, deadline=None, database=None, max_examples=300)
 
@@ -284,6 +285,18 @@ class FormatterTest(unittest.TestCase):
         self.assertLess(len(self.quoted.getvalue()), 2 * MAX_VALUE_LENGTH)
 
 
+class TimeTest(unittest.TestCase):
+    def test_each_line_has_its_own_time_written_as_logging_writes_it(self) -> None:
+        ours, theirs = LogfmtFormatter('%(asctime)s'), logging.Formatter('%(asctime)s')
+        for created in (1e9, 1e9 + 0.0015, 1e9 + 0.9996, 1e9 + 1, 1e9 - 1, 1e9 + 7200.25):
+            record = logging.makeLogRecord({'created': created,
+                                            'msecs': int(created % 1 * 1000) + 0.0})
+            with self.subTest(created=created):
+                self.assertEqual(ours.formatTime(record), theirs.formatTime(record))
+                self.assertEqual(ours.formatTime(record, '%H:%M'),
+                                 theirs.formatTime(record, '%H:%M'))
+
+
 class ModuleTest(unittest.TestCase):
     def test_no_logger_lives_at_module_level(self) -> None:
         self.assertEqual(list(self.loggers()), [])
@@ -292,6 +305,55 @@ class ModuleTest(unittest.TestCase):
         for name, value in vars(logutils).items():
             if isinstance(value, (logging.Logger, logging.LoggerAdapter)):
                 yield name
+
+
+class LookUpTest(unittest.TestCase):
+    """What no line tells is not looked up for each record."""
+
+    def setUp(self) -> None:
+        for name in ('_srcfile', 'logThreads', 'logProcesses', 'logMultiprocessing'):
+            self.addCleanup(setattr, logging, name, getattr(logging, name))
+
+    def looked_up(self, section: Mapping[str, Any]) -> str:
+        """What a record has when this is configured: caller, thread, process."""
+        look_up_only_what_is_asked_for(section)
+        logger, records = recording_logger()
+        logger.warning('x')
+        record, = records
+        return ''.join(letter for letter, is_there in (
+            ('c', record.funcName == 'looked_up'), ('t', record.thread), ('p', record.process))
+            if is_there)
+
+    def test_a_format_gets_what_it_names(self) -> None:
+        for style, text, found in (
+                ('%', '%(funcName)s', 'c'), ('{', '{lineno}', 'c'), ('$', '${filename}', 'c'),
+                ('%', '%(pathname)s', 'c'), ('%', '%(threadName)s', 't'),
+                ('%', '%(process)d', 'p'), ('%', '%(processName)s %(module)s', 'cp'),
+                ('%', '%(asctime)s %(message)s', '')):
+            formatter = {'class': 'addrservice.utils.logutils.LogfmtFormatter', 'style': style,
+                         'format': f'{text} and more'}
+            with self.subTest(text=text):
+                self.assertEqual(self.looked_up({'formatters': {'ours': formatter}}), found)
+
+    def test_the_name_of_a_log_file_is_no_format(self) -> None:
+        section = {
+            'formatters': {'ours': {'()': 'addrservice.utils.logutils.LogfmtFormatter',
+                                    'fmt': '%(asctime)s %(message)s'}},
+            'handlers': {'file': {'class': 'logging.FileHandler', 'filename': 'module.log'}}}
+        self.assertEqual(self.looked_up(section), '')
+        self.assertEqual(self.looked_up({'version': 1}), '')
+
+    def test_of_our_configurations_only_that_for_work_on_this_machine_tells_callers(self) -> None:
+        found = {path.name: self.looked_up(load_config(str(path))['logging'])
+                 for path in (ROOT / 'configs').glob('*.yaml')}
+        self.assertEqual({name for name in found if found[name]}, {'addressbook-local.yaml'})
+
+    def test_a_class_of_somebody_s_own_may_want_to_know_anything(self) -> None:
+        for kind, part in (('formatters', {'class': 'theirs.Formatter'}),
+                           ('handlers', {'class': 'theirs.Handler'}),
+                           ('filters', {'()': 'theirs.Filter'})):
+            with self.subTest(kind=kind):
+                self.assertEqual(self.looked_up({kind: {'theirs': part}}), 'ctp')
 
 
 if __name__ == '__main__':
