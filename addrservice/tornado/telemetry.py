@@ -8,14 +8,13 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http import HTTPMethod
 from typing import Any
 
 from tornado import httputil
 
 from addrservice.errors import Overloaded, StorageUnavailable
 from addrservice.utils import logutils
-from addrservice.utils.metrics import Metrics
+from addrservice.utils.metrics import METHODS, Metrics
 from addrservice.utils.tracing import RequestTrace, Tracing
 
 # Not of dots alone: in the path of a URL those mean something else.
@@ -31,7 +30,7 @@ def request_id(headers: httputil.HTTPHeaders) -> str:
 def span_name(method: str, route: str | None) -> str:
     """What a request's span is called: nothing that a client may choose
     (https://opentelemetry.io/docs/specs/semconv/http/http-spans/#name)."""
-    known = method if method in HTTPMethod.__members__ else 'HTTP'
+    known = method if method in METHODS else 'HTTP'
     return f'{known} {route}' if route else known
 
 

@@ -28,6 +28,9 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from addrservice import __version__
 from addrservice.errors import ConfigError
 
+METHODS = frozenset(HTTPMethod.__members__)
+"""Those that have a name of their own; clients may invent others without number."""
+
 UNKNOWN_ROUTE = '(unknown)'
 OTHER_METHOD = '_OTHER'
 OTHER_SPAN = '(other)'
@@ -108,7 +111,8 @@ class Metrics:
         duration = self._requests.get(key) or self._request_child(key)
         duration.observe(seconds, {'trace_id': trace_id} if trace_id else None)
         received, sent = self._sizes.get(key[:2]) or self._size_children(key[:2])
-        received.observe(request_size)
+        if request_size:  # most requests have no body, and would hide how large those of others are
+            received.observe(request_size)
         if response_size is not None:
             sent.observe(response_size)
         if status in REFUSALS:
@@ -205,7 +209,7 @@ class Metrics:
             'http_server_request_duration_seconds', 'How long requests took.',
             ('method', 'route', 'status'), registry=self._registry, buckets=REQUEST_BUCKETS)
         self._request_size = Histogram(
-            'http_server_request_body_size_bytes', 'Bytes of request bodies.',
+            'http_server_request_body_size_bytes', 'Bytes of request bodies, where there is one.',
             ('method', 'route'), registry=self._registry, buckets=SIZE_BUCKETS)
         self._response_size = Histogram(
             'http_server_response_body_size_bytes', 'Bytes of response bodies.',
@@ -253,14 +257,14 @@ class Metrics:
     def _request_child(self, key: tuple[str, str | None, int]) -> Histogram:
         method, route, status = key
         child = self._request.labels(_method(method), route or UNKNOWN_ROUTE, str(status))
-        if method in HTTPMethod.__members__:  # others are without number
+        if method in METHODS:
             self._requests[key] = child
         return child
 
     def _size_children(self, key: tuple[str, str | None]) -> tuple[Histogram, Histogram]:
         labels = _method(key[0]), key[1] or UNKNOWN_ROUTE
         children = self._request_size.labels(*labels), self._response_size.labels(*labels)
-        if key[0] in HTTPMethod.__members__:
+        if key[0] in METHODS:
             self._sizes[key] = children
         return children
 
@@ -314,4 +318,4 @@ def _is_alive(pid: int) -> bool:
 
 
 def _method(method: str) -> str:
-    return method if method in HTTPMethod.__members__ else OTHER_METHOD
+    return method if method in METHODS else OTHER_METHOD
