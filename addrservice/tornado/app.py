@@ -28,6 +28,7 @@ from addrservice.tornado.monitor import HealthRequestHandler, ReadinessRequestHa
 from addrservice.tornado.telemetry import Telemetry
 from addrservice.utils.metrics import Metrics
 from addrservice.utils.profiler import LoopProfiler
+from addrservice.utils.recording import RecordedTracing, are_recorded_only
 from addrservice.utils.tracing import Tracing
 
 
@@ -147,8 +148,11 @@ def make_tracing(config: Mapping[str, Any], logger: logging.Logger, metrics: Met
 
     :raises ConfigError: a collector cannot be made.
     """
-    if not config['tracing']['collectors']:
-        return Tracing(config['tracing']['sample-ratio'])
+    settings = config['tracing']
+    if not settings['collectors']:
+        return Tracing(settings['sample-ratio'])
+    if are_recorded_only(settings['collectors']):
+        return RecordedTracing(settings, metrics)
     from addrservice.utils.collectors import CollectedTracing  # imports OpenTelemetry's SDK
-    return CollectedTracing(config['tracing'], config['service']['name'], __version__,
+    return CollectedTracing(settings, config['service']['name'], __version__,
                             logger, metrics)

@@ -3,7 +3,7 @@
 A span goes to every collector that is configured. `ring` and `metrics` see each
 span; `log`, `file`, `otlp` and any other exporter see those of sampled requests:
 the share that ``sample-ratio`` says, and those that the caller of this service
-has sampled.
+has sampled. The SDK makes the spans of these, `recording` those of the others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -21,30 +21,28 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import (
     ReadableSpan, Span, SpanLimits, SpanProcessor, SynchronousMultiSpanProcessor, TracerProvider)
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from addrservice.errors import ConfigError
 from addrservice.utils import logutils
 from addrservice.utils.metrics import Metrics
-from addrservice.utils.recorder import (
-    MAX_TEXT, FlightRecorder, SpanList, attributes_of, ids_of)
+from addrservice.utils.recorder import MAX_TEXT, SpanList, attributes_of, ids_of
+from addrservice.utils.recording import MAX_ATTRIBUTES, SEE_ALL, RecordedTracing
 from addrservice.utils.trace_file import TraceEventFile
-from addrservice.utils.tracing import RequestTrace, Tracing, context_of, fail
+from addrservice.utils.tracing import RequestTrace, context_of
 
 FLUSH_SECONDS = 3.0
 """For what has been collected to be handed over at the end."""
 
-LIMITS = SpanLimits(max_span_attributes=32, max_events=8, max_links=8,
+LIMITS = SpanLimits(max_span_attributes=MAX_ATTRIBUTES, max_events=8, max_links=8,
                     max_attribute_length=MAX_TEXT)
 """What one span may hold, so that memory is bounded whatever a request brings."""
-
-SEE_ALL = ('ring', 'metrics')
 
 _SPANS = otel_context.create_key('addrservice-spans')
 
 
-class CollectedTracing(Tracing):
-    """Records spans, and hands them to collectors."""
+class CollectedTracing(RecordedTracing):
+    """Records spans, and hands those of sampled requests to collectors of the SDK."""
 
     def __init__(self, settings: Mapping[str, Any], service: str, version: str,
                  logger: logging.Logger, metrics: Metrics) -> None:
@@ -57,49 +55,44 @@ class CollectedTracing(Tracing):
         :param metrics: the collector ``metrics`` counts there.
         :raises ConfigError: a collector cannot be made.
         """
-        super().__init__(settings['sample-ratio'])
-        collectors = settings['collectors']
-        ring = collectors.get('ring')
-        self.recorder = FlightRecorder(ring['last'], ring['slowest'], ring['failed']) \
-            if ring else None
-        self._max_spans = ring['max-spans'] if ring else 0
-        sees_all = any(name in collectors for name in SEE_ALL)
-        # Who sees all has no use for a request's attributes, which take a while to set:
-        # the recorder has the line that they are made from, and metrics count by name.
-        self._has_others = any(name not in SEE_ALL for name in collectors)
-        resource = Resource({'service.name': service, 'service.version': version})
+        super().__init__(settings, metrics)
+        self._sees_all = any(name in SEE_ALL for name in settings['collectors'])
         self._collectors = Collectors(
             {name: _processor(name, own or {}, logger, metrics)
-             for name, own in collectors.items()}, logger)
+             for name, own in settings['collectors'].items()}, logger)
+        resource = Resource({'service.name': service, 'service.version': version})
+        # What comes to the provider has been chosen already.
         self._tracer = TracerProvider(
-            sampler=RequestSampler(settings['sample-ratio'], sees_all), span_limits=LIMITS,
-            resource=resource.merge(OTELResourceDetector().detect()), shutdown_on_exit=False,
+            sampler=ALWAYS_ON, span_limits=LIMITS, shutdown_on_exit=False,
+            resource=resource.merge(OTELResourceDetector().detect()),
             active_span_processor=self._collectors).get_tracer('addrservice', version)
 
     def begin(self, name: str, headers: Mapping[str, str], start_time: int) -> RequestTrace:
         context = context_of(headers)
-        if self.recorder:
-            context = otel_context.set_value(_SPANS, SpanList(self._max_spans), context)
-        span = self._tracer.start_span(
-            name, context, trace.SpanKind.SERVER, start_time=start_time)
-        if not span.get_span_context().is_valid:  # OTEL_SDK_DISABLED
-            return self.identify(headers)
-        return RequestTrace(span, self._tracer, context, start_time)
+        ids = self._ids(context)
+        if ids.trace_flags.sampled:
+            request = self._begin_sampled(name, context, start_time)
+            if request.span.is_recording():  # unless by OTEL_SDK_DISABLED
+                return request
+        if self._sees_all:
+            return self._record(name, context, ids, start_time)
+        return RequestTrace(trace.NonRecordingSpan(ids))
 
     def end(self, request: RequestTrace, line: Mapping[str, Any], error: BaseException | None
             ) -> None:
-        span = request.span
-        if not span.is_recording():
-            return
-        if self._has_others and span.get_span_context().trace_flags.sampled:
-            span.set_attributes(attributes_of(line))
-        if line['status'] >= 500 and error is not None:
-            fail(span, error)
-            span.record_exception(error)
-        span.end(request.start_time + int(line['time_ms'] * 1_000_000))
-        spans = request.context and otel_context.get_value(_SPANS, request.context)
-        if self.recorder and isinstance(spans, SpanList):
-            self.recorder.add(line, spans, error)
+        if isinstance(request.span, Span):
+            request.span.set_attributes(attributes_of(line))
+            if line['status'] >= 500 and error is not None:
+                request.span.record_exception(error)
+        super().end(request, line, error)
+
+    def _begin_sampled(self, name: str, context: otel_context.Context, start_time: int
+                       ) -> RequestTrace:
+        spans = SpanList(self._max_spans)
+        context = otel_context.set_value(_SPANS, spans, context)
+        span = self._tracer.start_span(
+            name, context, trace.SpanKind.SERVER, start_time=start_time)
+        return RequestTrace(span, self._tracer, context, start_time, spans)
 
     def stop(self) -> None:
         self._collectors.stop(FLUSH_SECONDS)
@@ -160,33 +153,6 @@ class Collectors(SynchronousMultiSpanProcessor):
             logutils.log_line(self._logger, logging.ERROR, {
                 'message': 'SPANS LOST', 'collector': name, 'reason': repr(error),
                 'trace': logutils.one_line_trace(error)})
-
-
-class RequestSampler(Sampler):
-    """Decides once for each request: as its caller has, else by chance."""
-
-    def __init__(self, ratio: float, sees_all: bool) -> None:
-        """
-        :param ratio: the share of requests to sample, from 0 to 1.
-        :param sees_all: whether the others are recorded, too.
-        """
-        self._ratio = TraceIdRatioBased(ratio)
-        self._otherwise = Decision.RECORD_ONLY if sees_all else Decision.DROP
-
-    def should_sample(self, parent_context: otel_context.Context | None, trace_id: int, name: str,
-                      kind: trace.SpanKind | None = None, attributes: Any = None,
-                      links: Sequence[trace.Link] | None = None,
-                      trace_state: trace.TraceState | None = None) -> SamplingResult:
-        parent = trace.get_current_span(parent_context).get_span_context()
-        if parent.is_valid:
-            is_sampled = parent.trace_flags.sampled
-        else:
-            is_sampled = trace_id & TraceIdRatioBased.TRACE_ID_LIMIT < self._ratio.bound
-        decision = Decision.RECORD_AND_SAMPLE if is_sampled else self._otherwise
-        return SamplingResult(decision, attributes, parent.trace_state)
-
-    def get_description(self) -> str:
-        return f'RequestSampler({self._ratio.get_description()})'
 
 
 class RingCollector(SpanProcessor):

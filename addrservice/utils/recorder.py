@@ -8,17 +8,38 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, format_span_id
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, Status, format_span_id
 
 MAX_TEXT = 4096
 """Characters of one attribute."""
 
 KINDS = ('last', 'slowest', 'failed')
+
+
+class ReadableSpan(Protocol):
+    """A span as it can be looked at, whoever has made it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def parent(self) -> SpanContext | None: ...
+
+    @property
+    def start_time(self) -> int | None: ...
+
+    @property
+    def end_time(self) -> int | None: ...
+
+    @property
+    def attributes(self) -> Mapping[str, Any] | None: ...
+
+    @property
+    def status(self) -> Status: ...
+
+    def get_span_context(self) -> SpanContext | None: ...
 
 
 class SpanList:

@@ -15,7 +15,7 @@ import random
 import re
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -24,7 +24,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from addrservice.utils import logutils
 
 if TYPE_CHECKING:
-    from addrservice.utils.recorder import FlightRecorder
+    from addrservice.utils.recorder import FlightRecorder, SpanList
 
 Function = TypeVar('Function', bound=Callable[..., Any])
 Attributes = Mapping[str, str | bool | int | float]
@@ -42,26 +42,36 @@ _SANE_TRACESTATE = re.compile(r'(?:[a-z0-9][a-z0-9_*/@-]*=[\x21-\x2b\x2d-\x3c\x3
 _MAX_TRACESTATE = 512
 _MAX_TRACESTATE_MEMBERS = 32
 
+
+class Tracer(Protocol):
+    """What makes spans: the SDK's tracer can, too."""
+
+    def start_span(self, name: str, *, attributes: Attributes | None) -> trace.Span:
+        """A span under the current one."""
+
+
 # Set while the work of a request is recorded. Replaced, never changed in place.
-_TRACER: contextvars.ContextVar[trace.Tracer | None] = contextvars.ContextVar(
-    'tracer', default=None)
+_TRACER: contextvars.ContextVar[Tracer | None] = contextvars.ContextVar('tracer', default=None)
 
 
 class RequestTrace:
     """The part that one request has in a trace: a span of its own, for others to be under."""
 
-    def __init__(self, span: trace.Span, tracer: trace.Tracer | None = None,
-                 context: otel_context.Context | None = None, start_time: int = 0) -> None:
+    def __init__(self, span: trace.Span, tracer: Tracer | None = None,
+                 context: otel_context.Context | None = None, start_time: int = 0,
+                 spans: SpanList | None = None) -> None:
         """
         :param span: of the whole request.
         :param tracer: makes the spans under it; None: there are to be none.
         :param context: what was known before the span.
         :param start_time: of the request, in nanoseconds since the epoch.
+        :param spans: where those of the request are kept, if anywhere.
         """
         self.span = span
         self.tracer = tracer if span.is_recording() else None
         self.context = context
         self.start_time = start_time
+        self.spans = spans
         ids = span.get_span_context()
         self.trace_id = trace.format_trace_id(ids.trace_id)
         self.span_id = trace.format_span_id(ids.span_id)
@@ -97,11 +107,16 @@ class Tracing:
 
     def identify(self, headers: Mapping[str, str]) -> RequestTrace:
         """As `begin`, for a request of which nothing is recorded."""
-        parent = trace.get_current_span(context_of(headers)).get_span_context()
+        return RequestTrace(trace.NonRecordingSpan(self._ids(context_of(headers))))
+
+    def _ids(self, context: otel_context.Context) -> trace.SpanContext:
+        """Those of a request: under the client's, if it has any; sampled as the client
+        or, without one, the ratio says."""
+        parent = trace.get_current_span(context).get_span_context()
         flags = parent.trace_flags if parent.is_valid else self._flags_by_chance()
-        return RequestTrace(trace.NonRecordingSpan(trace.SpanContext(
+        return trace.SpanContext(
             parent.trace_id or random.getrandbits(128) or 1, random.getrandbits(64) or 1,
-            is_remote=False, trace_flags=flags, trace_state=parent.trace_state)))
+            is_remote=False, trace_flags=flags, trace_state=parent.trace_state)
 
     def _flags_by_chance(self) -> trace.TraceFlags:
         is_sampled = random.random() < self._sample_ratio
@@ -197,11 +212,10 @@ class _Recipe:
         self.name = name
         self.attributes = attributes
 
-    def start(self, tracer: trace.Tracer, args: Sequence[Any], kwargs: Mapping[str, Any]
+    def start(self, tracer: Tracer, args: Sequence[Any], kwargs: Mapping[str, Any]
               ) -> _Active:
         return _Active(tracer.start_span(
-            self.name, attributes=self._attributes(args, kwargs),
-            record_exception=False, set_status_on_exception=False))
+            self.name, attributes=self._attributes(args, kwargs)))
 
     def _attributes(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Attributes | None:
         if not callable(self.attributes):
@@ -257,7 +271,7 @@ def _function(function: Callable[..., Any], how: _Recipe) -> Callable[..., Any]:
 def _coroutine(function: Callable[..., Coroutine[Any, Any, Any]], how: _Recipe
                ) -> Callable[..., Coroutine[Any, Any, Any]]:
 
-    async def call(tracer: trace.Tracer, /, *args: Any, **kwargs: Any) -> Any:
+    async def call(tracer: Tracer, /, *args: Any, **kwargs: Any) -> Any:
         active = how.start(tracer, args, kwargs)
         try:
             with active:
@@ -280,7 +294,7 @@ def _coroutine(function: Callable[..., Coroutine[Any, Any, Any]], how: _Recipe
 def _generator(function: Callable[..., AsyncGenerator[Any, Any]], how: _Recipe
                ) -> Callable[..., AsyncGenerator[Any, Any]]:
 
-    async def iterate(tracer: trace.Tracer, /, *args: Any, **kwargs: Any
+    async def iterate(tracer: Tracer, /, *args: Any, **kwargs: Any
                       ) -> AsyncGenerator[Any, Any]:
         active = how.start(tracer, args, kwargs)
         items = function(*args, **kwargs)

@@ -1,0 +1,183 @@
+"""Records every request for the flight recorder and the metrics, without OpenTelemetry's SDK.
+
+A span that nobody exports is looked at here or forgotten. So it holds what is shown of it, and is
+made in a fraction of the time that the SDK's take, which can do more; for those who call
+`trace.get_current_span()` it is a span like any other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+
+from addrservice.utils.metrics import Metrics
+from addrservice.utils.recorder import MAX_TEXT, FlightRecorder, SpanList
+from addrservice.utils.tracing import Attributes, RequestTrace, Tracing, context_of, fail
+
+SEE_ALL = ('ring', 'metrics')
+"""The collectors that see every request, whether it is sampled or not."""
+
+MAX_ATTRIBUTES = 32
+"""Of one span."""
+
+_UNSET = trace.Status()
+
+OnEnd = Callable[[str, float], object]
+"""Gets the name of a span that has ended, and its duration in seconds."""
+
+
+class RecordedSpan(trace.Span):
+    """A piece of work for a request: name, start, end, attributes, error."""
+
+    def __init__(self, tracer: RequestTracer, name: str, parent_id: int | None,
+                 attributes: Attributes | None, start_time: int) -> None:
+        """
+        :param start_time: in nanoseconds since the epoch.
+        """
+        self.name = name
+        self.span_id = random.getrandbits(64) or 1
+        self.parent_id = parent_id
+        self.start_time = start_time
+        self.end_time: int | None = None
+        self.attributes = _bounded(attributes) if attributes else None
+        self.status = _UNSET
+        self._tracer = tracer
+
+    @property
+    def parent(self) -> trace.SpanContext | None:
+        """The ids of the span that this one is under."""
+        return self._tracer.ids_of(self.parent_id) if self.parent_id else None
+
+    def get_span_context(self) -> trace.SpanContext:
+        return self._tracer.ids_of(self.span_id)
+
+    def end(self, end_time: int | None = None) -> None:
+        if self.end_time is None:
+            self.end_time = end_time or time.time_ns()
+            self._tracer.on_end(self)
+
+    def is_recording(self) -> bool:
+        return self.end_time is None
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        self.set_attributes({key: value})
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        self.attributes = _bounded({**(self.attributes or {}), **attributes})
+
+    def set_status(self, status: trace.Status | trace.StatusCode, description: str | None = None
+                   ) -> None:
+        if isinstance(status, trace.StatusCode):
+            status = trace.Status(status, description)
+        self.status = status
+
+    def update_name(self, name: str) -> None:
+        self.name = name
+
+    def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
+        pass  # nothing shows events
+
+    def record_exception(self, exception: BaseException, attributes: Any = None,
+                         timestamp: int | None = None, escaped: bool = False) -> None:
+        pass  # the request's line has the traceback
+
+
+class RequestTracer:
+    """Makes the spans of one request."""
+
+    def __init__(self, ids: trace.SpanContext, spans: SpanList, tell: OnEnd | None) -> None:
+        """
+        :param ids: of the trace.
+        :param spans: where they are kept.
+        :param tell: is told of each that ends.
+        """
+        self._ids = ids
+        self._spans = spans
+        self._tell = tell
+
+    def start_root(self, name: str, parent_id: int | None, start_time: int) -> RecordedSpan:
+        """The request's own span.
+
+        :param parent_id: of the client's span, if it has said.
+        """
+        return self._start(name, parent_id, None, start_time)
+
+    def start_span(self, name: str, *, attributes: Attributes | None = None) -> RecordedSpan:
+        """A span under the one that is worked for now."""
+        current = trace.get_current_span()
+        parent_id = current.span_id if isinstance(current, RecordedSpan) else None
+        return self._start(name, parent_id, attributes, time.time_ns())
+
+    def on_end(self, span: RecordedSpan) -> None:
+        """Called by a span that has ended."""
+        if self._tell and span.end_time:
+            self._tell(span.name, (span.end_time - span.start_time) / 1e9)
+
+    def ids_of(self, span_id: int) -> trace.SpanContext:
+        """The ids of a span, as others need them."""
+        ids = self._ids
+        return trace.SpanContext(ids.trace_id, span_id, is_remote=False,
+                                 trace_flags=ids.trace_flags, trace_state=ids.trace_state)
+
+    def _start(self, name: str, parent_id: int | None, attributes: Attributes | None,
+               start_time: int) -> RecordedSpan:
+        span = RecordedSpan(self, name, parent_id, attributes, start_time)
+        self._spans.append(span)
+        return span
+
+
+class RecordedTracing(Tracing):
+    """Records every request for the collectors `ring` and `metrics`."""
+
+    def __init__(self, settings: Mapping[str, Any], metrics: Metrics) -> None:
+        """
+        :param settings: the section ``tracing``; see schema/config-v1.0.json.
+        :param metrics: the collector ``metrics`` counts there.
+        """
+        super().__init__(settings['sample-ratio'])
+        collectors: Mapping[str, Any] = settings['collectors']
+        ring = collectors.get('ring')
+        self.recorder = FlightRecorder(ring['last'], ring['slowest'], ring['failed']) \
+            if ring else None
+        self._max_spans = ring['max-spans'] if ring else 0
+        self._tell = metrics.span_ended if 'metrics' in collectors else None
+
+    def begin(self, name: str, headers: Mapping[str, str], start_time: int) -> RequestTrace:
+        context = context_of(headers)
+        return self._record(name, context, self._ids(context), start_time)
+
+    def end(self, request: RequestTrace, line: Mapping[str, Any], error: BaseException | None
+            ) -> None:
+        span = request.span
+        if not span.is_recording():
+            return
+        if line['status'] >= 500 and error is not None:
+            fail(span, error)
+        span.end(request.start_time + int(line['time_ms'] * 1_000_000))
+        if self.recorder and request.spans:
+            self.recorder.add(line, request.spans, error)
+
+    def _record(self, name: str, context: otel_context.Context, ids: trace.SpanContext,
+                start_time: int) -> RequestTrace:
+        spans = SpanList(self._max_spans)
+        tracer = RequestTracer(ids, spans, self._tell)
+        parent_id = trace.get_current_span(context).get_span_context().span_id
+        span = tracer.start_root(name, parent_id or None, start_time)
+        return RequestTrace(span, tracer, context, start_time, spans)
+
+
+def _bounded(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes of which none is long, and not many: what a request brings is kept for a while."""
+    return {name: value if isinstance(value, (bool, int, float)) else str(value)[:MAX_TEXT]
+            for name, value in itertools.islice(attributes.items(), MAX_ATTRIBUTES)}
+
+
+def are_recorded_only(collectors: Sequence[str]) -> bool:
+    """Whether all of these see every request, so that there is nothing to export."""
+    return all(name in SEE_ALL for name in collectors)
