@@ -298,6 +298,13 @@ def copy(args: argparse.Namespace) -> int:
     return run_copy(args.options)
 
 
+def profile(args: argparse.Namespace) -> int:
+    """Profile the service under load, in the caller's folder: paths stay true."""
+    import_from_root()
+    from benchmarks.profiling import main as run_profile
+    return run_profile(args.options)
+
+
 def import_from_root() -> None:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
@@ -439,6 +446,8 @@ def add_serving_words(words: 'Words') -> None:
     word.add_argument('--kills', type=at_least_one, default=200, metavar='N',
                       help='how many servers, over all engines (default: %(default)s)')
     word.set_defaults(do=crash)
+    words.add_parser('profile', add_help=False,
+                     help="tell where a request's time goes; `profile --help` shows its options")
 
 
 def add_checking_words(words: 'Words') -> None:
@@ -478,8 +487,8 @@ def add_paths(word: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Find the function for a word. What follows `serve` or `copy` is for its own parser alone."""
-    for do in (serve, copy):
+    """Find the function for a word. What follows some of them is for their own parsers alone."""
+    for do in (serve, copy, profile):
         if argv[:1] == [do.__name__]:
             return argparse.Namespace(do=do, options=argv[1:])
     parser = make_parser()
