@@ -17,8 +17,7 @@ from addrservice.utils import logutils
 from addrservice.utils.metrics import METHODS, Metrics
 from addrservice.utils.tracing import RequestTrace, Tracing
 
-# Not of dots alone: in the path of a URL those mean something else.
-_SANE_REQUEST_ID = re.compile(r'(?!\.+\Z)[A-Za-z0-9._:-]{1,64}')
+_SANE_REQUEST_ID = re.compile(r'[A-Za-z0-9._:-]{1,64}')
 
 
 def request_id(headers: httputil.HTTPHeaders) -> str:
