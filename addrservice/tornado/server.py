@@ -1,4 +1,4 @@
-"""The process: arguments, configuration, logs, signals, serving and draining."""
+"""The command: arguments, configuration, logs, and one process or several that serve."""
 
 from __future__ import annotations
 
@@ -16,39 +16,22 @@ if __name__ == '__main__':
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import logging.config
 from collections.abc import Sequence
-from typing import NoReturn
+from functools import partial
 
 import yaml
 
 from addrservice import ROOT_DIR, __version__
 from addrservice.config import Config, load_config, printable
-from addrservice.errors import ConfigError, StorageUnavailable
-from addrservice.tornado.admin import Instance
-from addrservice.tornado.app import AdminApplication, make_addrservice_app
-from addrservice.tornado.connection import HTTPServer
-from addrservice.tornado.listening import admin_limits, bind, limits_of
+from addrservice.errors import ConfigError
+from addrservice.tornado.listening import bind
+from addrservice.tornado.workers import (
+    CANNOT_START, Worker, config_of, count_of, run_workers, sharing_metrics)
 from addrservice.utils import logutils
-from addrservice.utils.watchdog import Watchdog
 
 DEFAULT_CONFIG = ROOT_DIR / 'configs' / 'addressbook-sqlite.yaml'
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-CUT_OFF_SECONDS = 1.0
-"""For requests that were cut off to end in the log."""
-
-RETRY_SECONDS = 1.0
-"""Between two attempts to open a store that cannot be reached yet."""
-
-MEASURE_SECONDS = 1.0
-"""Between two looks at what metrics tell without being asked."""
-
-STOP_SECONDS = 5.0
-"""For the storage engine to finish what it has begun, and close."""
 
 DEFAULT_LOGGING: Config = {
     'version': 1,
@@ -71,6 +54,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--admin-port', type=_port,
                         help='port for operators, on 127.0.0.1 unless the file says otherwise; '
                              'wins over the file')
+    parser.add_argument('--processes', type=_count, metavar='N',
+                        help='processes that share the port; 0: one for each core; wins over '
+                             'the file')
     parser.add_argument('--debug', action='store_true',
                         help='traces in error answers, no delay when stopping')
     parser.add_argument('--check-config', action='store_true',
@@ -88,21 +74,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         config = load_config(args.config, {
-            'server': {'host': args.host, 'port': args.port},
+            'server': {'host': args.host, 'port': args.port, 'processes': args.processes},
             'admin': {'port': args.admin_port},
             'drain': {'delay': 0 if args.debug else None}})
         configure_logging(config)
-        server = Server(config, args.debug)
+        count = count_of(config)
         if args.check_config:
-            print(yaml.safe_dump(printable(config), sort_keys=False), end='')
-            return 0
-        asyncio.run(server.run())
-        return 0
+            return check(config)
+        return serve(args, config) if count == 1 else serve_together(args, config, count)
     except ConfigError as error:
-        print(f'addrservice: {args.config}: {" ".join(str(error).split())}', file=sys.stderr)
-        return 2
+        return refuse(args, error)
     finally:
         logging.shutdown()
+
+
+def check(config: Config) -> int:
+    """Prints the settings in effect.
+
+    :raises ConfigError: they cannot be used.
+    """
+    from addrservice.tornado.serving import Server
+    Server(config, debug=False)
+    print(yaml.safe_dump(printable(config), sort_keys=False), end='')
+    return 0
+
+
+def serve(args: argparse.Namespace, config: Config, worker: Worker | None = None) -> int:
+    """Serves in this process until it is told to stop.
+
+    :param worker: which of several this process is, if there are several.
+    :raises ConfigError: the configuration cannot be used.
+    """
+    # Not before: what counts looks when it is imported whether others count, too.
+    from addrservice.tornado.serving import Server
+    asyncio.run(Server(config, args.debug, worker).run())
+    return 0
+
+
+def serve_together(args: argparse.Namespace, config: Config, count: int) -> int:
+    """Serves in so many processes.
+
+    :raises ConfigError: the port cannot be had.
+    """
+    with sharing_metrics():
+        sockets = bind('server', config['server'])
+        return run_workers(count, sockets, partial(serve_as_worker, args, config))
+
+
+def serve_as_worker(args: argparse.Namespace, config: Config, worker: Worker) -> int:
+    """Serves as one of several; what is wrong with the configuration is told once."""
+    try:
+        return serve(args, config_of(config, worker.number), worker)
+    except ConfigError as error:
+        return refuse(args, error) if worker.board.fail(CANNOT_START) else CANNOT_START
+
+
+def refuse(args: argparse.Namespace, error: ConfigError) -> int:
+    """Says in one line what is wrong with the configuration; gives the exit status."""
+    print(f'addrservice: {args.config}: {" ".join(str(error).split())}', file=sys.stderr)
+    return CANNOT_START
 
 
 def configure_logging(config: Config) -> None:
@@ -120,183 +150,10 @@ def configure_logging(config: Config) -> None:
         raise ConfigError(f'logging: {error}: {error.__cause__ or ""}') from error
 
 
-class Server:
-    """The service, from its start to its end."""
-
-    def __init__(self, config: Config, debug: bool) -> None:
-        """
-        :param config: complete, as `load_config` returns it.
-        :param debug: whether error answers carry a trace.
-        :raises ConfigError: the configuration cannot be used.
-        """
-        self.config = config
-        self.logger = logging.getLogger(config['service']['logger'])
-        self.service, self.app = make_addrservice_app(config, debug, self.logger)
-        limits = limits_of(config['server'])
-        self.http = HTTPServer(self.app, self.app.refuse, limits,
-                               self.app.telemetry.connection_refused)
-        self.instance = Instance(self.service, self.app.telemetry, self.app.metrics,
-                                 self.http.rotate)
-        self.admin: HTTPServer | None = None
-        if 'admin' in config:
-            admin = AdminApplication(self.instance, config['admin']['hosts'], debug)
-            self.admin = HTTPServer(admin, admin.refuse, admin_limits(limits),
-                                    admin.telemetry.connection_refused)
-        self.watchdog = Watchdog(config['watchdog']['threshold'], self.logger,
-                                 self.app.metrics.loop_lagged)
-        self.stopping = asyncio.Event()
-
-    async def run(self) -> None:
-        """Serves until a signal comes, then drains and stops.
-
-        :raises ConfigError: the store cannot be used, or the port not be had.
-        """
-        self._catch_signals()
-        ports = self._listen()
-        measuring = asyncio.create_task(self._measure())
-        try:
-            self.watchdog.start()
-            await self._start_service()
-            self._log('STARTING', **ports)
-            await self.stopping.wait()
-            self._log('SHUTTING DOWN')
-            await self._drain()
-        finally:
-            measuring.cancel()
-            await self._close()
-        # Nothing is left to stop: a signal from here on must not spoil the status.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        self._log('STOPPED')
-
-    def _listen(self) -> dict[str, int]:
-        """Accepts connections: before the store is open, probes are answered as
-        alive and not ready.
-
-        :return: the ports, as the log names them.
-        """
-        sockets = bind('server', self.config['server'])
-        ports = {'port': sockets[0].getsockname()[1]}
-        if self.admin:
-            admin_sockets = bind('admin', self.config['admin'])
-            ports['admin_port'] = admin_sockets[0].getsockname()[1]
-            self.admin.add_sockets(admin_sockets)
-        self.http.add_sockets(sockets)
-        return ports
-
-    async def _measure(self) -> None:
-        """Keeps up to date what other processes tell of this one; a process that
-        is alone looks when it is asked."""
-        while self.app.metrics.is_shared:
-            await self.instance.measure()
-            self.app.metrics.refresh()
-            await asyncio.sleep(MEASURE_SECONDS)
-
-    async def _start_service(self) -> None:
-        starting = asyncio.create_task(self._open_store())
-        stopping = asyncio.create_task(self.stopping.wait())
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if starting.done():
-            starting.result()
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
-
-    async def _open_store(self) -> None:
-        """Waits for a store that is elsewhere and not there yet: whatever starts
-        first, both come up, and nobody needs to restart this process."""
-        while True:
-            try:
-                return await self.service.start()
-            except StorageUnavailable as error:
-                logutils.log_line(self.logger, logging.WARNING, {
-                    'message': 'STORE NOT REACHABLE', 'reason': str(error), 'cause': error.cause})
-            await asyncio.sleep(RETRY_SECONDS)
-
-    async def _drain(self) -> None:
-        """Stops without breaking a request: first every answer says that its
-        connection ends and probes say "not ready", then no connection is
-        accepted, then what is under way ends."""
-        settings = self.config['drain']
-        self.instance.is_stopping = True
-        self.service.drain()
-        self.http.drain()
-        await asyncio.sleep(settings['delay'])
-        await self.http.stop_accepting()
-        try:
-            async with asyncio.timeout(settings['timeout']):
-                await self.http.until_drained()
-                await self.app.admission.until_idle()
-        except TimeoutError:
-            self._log('DRAIN TIMED OUT', connections=len(self.http.connections))
-
-    async def _close(self) -> None:
-        self.http.stop()
-        self.http.close_connections()
-        # What was cut off still has its line to write.
-        if not await self._requests_end():
-            self.app.admission.cancel()
-            await self._requests_end()
-        try:
-            hangs = await self._store_hangs()
-        finally:
-            await self._close_admin()
-            self.watchdog.stop()
-            # Last, so that all that happened is in them.
-            await asyncio.to_thread(self.app.telemetry.tracing.stop)
-            self.app.metrics.stop()
-        if hangs:
-            # Threads that wait for a disk cannot be ended, and would keep the
-            # process. An engine must survive the end of the process anyway.
-            end_at_once()
-
-    async def _requests_end(self) -> bool:
-        """Whether all that is under way ends in a moment."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CUT_OFF_SECONDS):
-                await self.http.until_drained()
-                await self.app.admission.until_idle()
-                return True
-        return False
-
-    async def _store_hangs(self) -> bool:
-        """Stops the service, if it can be stopped."""
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await self.service.stop()
-        except TimeoutError:
-            self._log('STORE HANGS')
-            return True
-        return False
-
-    async def _close_admin(self) -> None:
-        if self.admin:
-            self.admin.stop()
-            self.admin.close_connections()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CUT_OFF_SECONDS):
-                    await self.admin.until_drained()
-
-    def _catch_signals(self) -> None:
-        for number in STOP_SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
-
-    def _on_signal(self) -> None:
-        if self.stopping.is_set():
-            # Asked twice: end at once, whatever is under way.
-            self._log('KILLED')
-            end_at_once()
-        self.stopping.set()
-
-    def _log(self, message: str, **fields: object) -> None:
-        logutils.log_line(self.logger, logging.INFO, {
-            'message': message, 'service_name': self.config['service']['name'], **fields},
-            stacklevel=2)
-
-
-def end_at_once() -> NoReturn:
-    """Ends the process with status 1, whatever its threads do."""
-    logging.shutdown()
-    os._exit(1)
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 1000:
+        raise argparse.ArgumentTypeError('must be a number from 0 to 1000')
+    return int(text)
 
 
 def _port(text: str) -> int:

@@ -25,7 +25,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.openmetrics import exposition as openmetrics
 
-from addrservice import __version__
+from addrservice import MULTIPROCESS, __version__
 from addrservice.errors import ConfigError
 
 METHODS = frozenset(HTTPMethod.__members__)
@@ -54,10 +54,6 @@ SPAN_BUCKETS = OPERATION_BUCKETS
 LAG_BUCKETS = (.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10)
 SIZE_BUCKETS = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 """Bytes."""
-
-MULTIPROCESS = 'PROMETHEUS_MULTIPROC_DIR'
-"""The environment variable with the folder through which worker processes
-share what they count; to be set before the process starts."""
 
 _FILE_OF_LIVE_GAUGES = re.compile(r'gauge_live\w*_(\d+)\.db')
 _OPENMETRICS, _ANY_TEXT = 'application/openmetrics-text', ('text/plain', 'text/*', '*/*')

@@ -26,12 +26,11 @@ from tornado.httpclient import HTTPResponse
 from tornado.httpserver import HTTPServer
 
 import data
-from addrservice import __version__
+from addrservice import MULTIPROCESS, __version__
 from addrservice.errors import StorageUnavailable
 from addrservice.tornado import admin
 from addrservice.tornado.admin import Instance
 from addrservice.tornado.app import ADMIN_ROUTES, AdminApplication
-from addrservice.utils.metrics import MULTIPROCESS
 from tests.support import AddressServiceAppTestCase, Answer, ServerProcess
 
 ENTRY = next(iter(data.address_data_suite().values()))

@@ -711,11 +711,11 @@ class DrainTest(ProcessTest):
         with tempfile.TemporaryDirectory() as folder:
             hang = Path(folder, 'hang')
             program = ('import os, sys, time\n'
-                       'from addrservice.tornado import server\n'
+                       'from addrservice.tornado import server, serving\n'
                        'real = os.fsync\n'
                        f'slow = lambda fd: time.sleep(60 * os.path.exists({str(hang)!r}))\n'
                        'os.fsync = lambda fd: slow(fd) or real(fd)\n'
-                       'server.STOP_SECONDS = 0.2\n'
+                       'serving.STOP_SECONDS = 0.2\n'
                        'sys.exit(server.main(sys.argv[1:]))\n')
             config = {'addr-db': {'fs': f'{folder}/book'}, 'server': {'request-timeout': 0.2},
                       'drain': {'delay': 0, 'timeout': 0.2}}

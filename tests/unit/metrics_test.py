@@ -21,10 +21,10 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.samples import Sample
 
-from addrservice import __version__
+from addrservice import MULTIPROCESS, __version__
 from addrservice.errors import ConfigError
 from addrservice.utils.metrics import (
-    MAX_SPAN_NAMES, MULTIPROCESS, NOT_NOW, REFUSALS, Metrics, forget_dead_processes)
+    MAX_SPAN_NAMES, NOT_NOW, REFUSALS, Metrics, forget_dead_processes)
 from tests.support import ROOT
 
 OPENMETRICS = 'application/openmetrics-text; version=1.0.0'
