@@ -31,7 +31,8 @@ SHORTHAND = 'x-shorthand'
 _VARIABLE = re.compile(r'\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})')
 _SECRET_NAME = r'(?:passw|passphrase|secret|token|credential|private|authorization|api[-_]?key)'
 # Header fields that are sent along are there to prove who sends them.
-_SECRET_KEY = re.compile(rf'{_SECRET_NAME}|(?:^|[-_.])(?:key|headers)$', re.IGNORECASE)
+_SECRET_KEY = re.compile(
+    rf'{_SECRET_NAME}|(?:^|[-_.])(?:keys?|headers|auth|pass|pwd|bearer|cookie)$', re.IGNORECASE)
 _SECRETS_IN_TEXT = (
     # The password of a URL: from the first colon to the last @ before what may be a host.
     re.compile(r'(?<=://)([^:\s/]*:)\S*(?=@)'),
@@ -93,7 +94,12 @@ def mask_secrets(value: Any, is_secret: bool = False) -> Any:
 
 def printable(config: Config) -> Any:
     """A copy that can be shown to anyone, and read as a configuration again."""
-    return _escape_variables(mask_secrets(config))
+    masked = mask_secrets(config)
+    collectors = masked['tracing']['collectors']
+    for name in collectors:
+        if '.' in name:  # somebody's own: nobody knows which of its settings are secrets
+            collectors[name] = mask_secrets(collectors[name], is_secret=True)
+    return _escape_variables(masked)
 
 
 def _escape_variables(value: Any) -> Any:

@@ -55,6 +55,7 @@ CONNECTIONS = 8
 WARM_UP_SECONDS = 0.5
 CALLS = 2000
 CALL_ROUNDS = 31
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
 
 
 class Variant(NamedTuple):
@@ -126,9 +127,9 @@ class Server:
 
 
 def pin(pid: int, core: int) -> None:
-    """Gives a process one core, where there are two or more and the system can do it."""
-    if hasattr(os, 'sched_setaffinity') and (os.cpu_count() or 1) > 1:
-        os.sched_setaffinity(pid, {core})
+    """Gives a process one of the first two cores, where there are two or more."""
+    if len(CORES) > 1:
+        os.sched_setaffinity(pid, {CORES[core]})
 
 
 # --- a back end ---

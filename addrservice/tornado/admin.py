@@ -76,7 +76,7 @@ class Instance:
             return 'starting'
         return 'draining' if self.service.is_draining else 'serving'
 
-    def rotate(self, is_out: bool) -> None:
+    def take_out(self, is_out: bool) -> None:
         """Takes this process out of rotation, or back into it: while it is out
         it is not ready, connections end with their answers, and it still serves.
 
@@ -207,7 +207,7 @@ class DrainRequestHandler(AdminRequestHandler):
 
     async def post(self) -> None:
         """Takes this process out of rotation; a second time does nothing."""
-        self.instance.rotate(self.is_out)
+        self.instance.take_out(self.is_out)
         self.finish_json({'state': self.instance.state()})
 
 

@@ -108,7 +108,7 @@ class HTTPServer(TCPServer):
         self.draining = True
         self._drained_at = time.monotonic()
 
-    def rotate(self, is_out: bool) -> None:
+    def take_out(self, is_out: bool) -> None:
         """From now on answers close their connections, as in a drain, or keep them again."""
         self.draining = is_out
 

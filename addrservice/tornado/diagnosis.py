@@ -11,7 +11,7 @@ from tornado.web import HTTPError
 from addrservice.tornado.admin import AdminRequestHandler
 from addrservice.utils import logutils
 from addrservice.utils.profiler import FORMATS, LoopProfiler, render
-from addrservice.utils.recorder import KINDS, FlightRecorder
+from addrservice.utils.flight_recorder import KINDS, FlightRecorder
 from addrservice.utils.tasks import running_tasks
 
 LEVELS = ('CRITICAL', 'ERROR', 'WARNING', 'INFO', 'DEBUG')

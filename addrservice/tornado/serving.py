@@ -50,7 +50,7 @@ class Server:
         self.http = HTTPServer(self.app, self.app.refuse, limits,
                                self.app.telemetry.connection_refused)
         self.instance = Instance(self.service, self.app.telemetry, self.app.metrics,
-                                 self._rotate)
+                                 self._take_out)
         self.admin: HTTPServer | None = None
         if 'admin' in config:
             admin = AdminApplication(self.instance, config['admin']['hosts'], debug)
@@ -101,8 +101,12 @@ class Server:
         """Keeps up to date what other processes tell of this one; a process that
         is alone looks when it is asked."""
         while self.app.metrics.is_shared:
-            await self.instance.measure()
-            self.app.metrics.refresh()
+            try:
+                await self.instance.measure()
+                self.app.metrics.refresh()
+            except Exception as error:  # a mistake of ours must not end it
+                logutils.log_line(self.logger, logging.ERROR, {
+                    'message': 'NOT MEASURED', 'trace': logutils.one_line_trace(error)})
             if self.worker:
                 self._follow(self.worker)
             await asyncio.sleep(MEASURE_SECONDS)
@@ -113,10 +117,10 @@ class Server:
             self.stopping.set()
         is_out = self.service.is_draining
         if worker.board.is_out != is_out and self.instance.state() in ('serving', 'draining'):
-            self.instance.rotate(not is_out)
+            self.instance.take_out(not is_out)
 
-    def _rotate(self, is_out: bool) -> None:
-        self.http.rotate(is_out)
+    def _take_out(self, is_out: bool) -> None:
+        self.http.take_out(is_out)
         if self.worker:
             self.worker.board.is_out = is_out
 

@@ -118,12 +118,19 @@ class Telemetry:
     def ended(self, event: RequestEvent) -> None:
         """Reports a request; to be called once for each."""
         line = self._line(event)
-        self.tracing.end(event.trace, line, event.error)
+        self._end_trace(event, line)
         level = self._level(event)
         if self.logger.isEnabledFor(level):
             logutils.log_line(self.logger, level, line)
         if self.metrics:
             self._count(event, self.metrics)
+
+    def _end_trace(self, event: RequestEvent, line: Mapping[str, Any]) -> None:
+        try:
+            self.tracing.end(event.trace, line, event.error)
+        except Exception as fault:  # the line, and the count of those under way, must not miss
+            logutils.log(self.logger, logging.ERROR, message='SPANS LOST',
+                         trace=logutils.one_line_trace(fault))
 
     def _count(self, event: RequestEvent, metrics: Metrics) -> None:
         metrics.request_ended(event.method, event.route, event.status, event.time_ms / 1000,

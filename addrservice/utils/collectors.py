@@ -12,7 +12,7 @@ import importlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -20,13 +20,13 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import (
     ReadableSpan, Span, SpanLimits, SpanProcessor, SynchronousMultiSpanProcessor, TracerProvider)
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from addrservice.errors import ConfigError
 from addrservice.utils import logutils
 from addrservice.utils.metrics import Metrics
-from addrservice.utils.recorder import MAX_TEXT, SpanList, attributes_of, ids_of
+from addrservice.utils.flight_recorder import MAX_TEXT, SpanList, attributes_of, ids_of
 from addrservice.utils.recording import MAX_ATTRIBUTES, SEE_ALL, RecordedTracing
 from addrservice.utils.trace_file import TraceEventFile
 from addrservice.utils.tracing import RequestTrace, context_of
@@ -57,9 +57,10 @@ class CollectedTracing(RecordedTracing):
         """
         super().__init__(settings, metrics)
         self._sees_all = any(name in SEE_ALL for name in settings['collectors'])
+        faults = Faults(logger)
         self._collectors = Collectors(
-            {name: _processor(name, own or {}, logger, metrics)
-             for name, own in settings['collectors'].items()}, logger)
+            {name: _processor(name, own or {}, logger, metrics, faults)
+             for name, own in settings['collectors'].items()}, faults)
         resource = Resource({'service.name': service, 'service.version': version})
         # What comes to the provider has been chosen already.
         self._tracer = TracerProvider(
@@ -98,18 +99,39 @@ class CollectedTracing(RecordedTracing):
         self._collectors.stop(FLUSH_SECONDS)
 
 
+class Faults:
+    """Tells in the log which collectors fail: each once, until it works again."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._failing: set[str] = set()
+
+    def tell(self, name: str, reason: str | Exception) -> None:
+        """A collector has failed."""
+        if name not in self._failing:
+            self._failing.add(name)
+            error = reason if isinstance(reason, Exception) else None
+            logutils.log_line(self._logger, logging.ERROR, {
+                'message': 'SPANS LOST', 'collector': name,
+                'reason': type(error).__qualname__ if error else reason,
+                'trace': error and logutils.one_line_trace(error)})
+
+    def end(self, name: str) -> None:
+        """It works again, or what it does next is worth a line of its own."""
+        self._failing.discard(name)
+
+
 class Collectors(SynchronousMultiSpanProcessor):
     """All that are configured, each told of the spans that it wants to know of.
 
     What goes wrong in one of them, of a disk or in somebody's own class, is kept
-    from requests and from the others. The first fault of each is told in the log.
+    from requests and from the others.
     """
 
-    def __init__(self, processors: Mapping[str, SpanProcessor], logger: logging.Logger) -> None:
+    def __init__(self, processors: Mapping[str, SpanProcessor], faults: Faults) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # the library is half typed
         self._processors = processors
-        self._logger = logger
-        self._failed: set[str] = set()
+        self._faults = faults
         self._at_start = [(name, processor.on_start) for name, processor in processors.items()
                           if type(processor).on_start is not SpanProcessor.on_start]
         self._at_end = [(name, processor.on_end) for name, processor in processors.items()
@@ -120,39 +142,63 @@ class Collectors(SynchronousMultiSpanProcessor):
             try:
                 tell(span, parent_context)
             except Exception as error:
-                self._on_fault(name, error)
+                self._faults.tell(name, error)
 
     def on_end(self, span: ReadableSpan) -> None:
         for name, tell in self._at_end:
             try:
                 tell(span)
             except Exception as error:
-                self._on_fault(name, error)
+                self._faults.tell(name, error)
 
     def stop(self, seconds: float) -> None:
         """Has them hand over what they have, side by side, and waits so long at most:
         in threads that end with the process, so that a back end that hangs holds up nobody."""
-        stopping = [threading.Thread(target=self._stop_one, args=item, daemon=True)
-                    for item in self._processors.items()]
-        for thread in stopping:
+        stopping = {name: threading.Thread(target=self._stop_one, args=(name,), daemon=True)
+                    for name in self._processors}
+        for thread in stopping.values():
             thread.start()
         deadline = time.monotonic() + seconds
-        for thread in stopping:
+        for name, thread in stopping.items():
             thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                self._faults.end(name)
+                self._faults.tell(name, f'It has not handed over all within {seconds:g} s')
 
-    def _stop_one(self, name: str, processor: SpanProcessor) -> None:
+    def _stop_one(self, name: str) -> None:
         try:
-            processor.shutdown()
+            self._processors[name].shutdown()
         except Exception as error:
-            self._failed.discard(name)  # what is lost now is told in any case
-            self._on_fault(name, error)
+            self._faults.end(name)
+            self._faults.tell(name, error)
 
-    def _on_fault(self, name: str, error: Exception) -> None:
-        if name not in self._failed:
-            self._failed.add(name)
-            logutils.log_line(self._logger, logging.ERROR, {
-                'message': 'SPANS LOST', 'collector': name, 'reason': repr(error),
-                'trace': logutils.one_line_trace(error)})
+
+class WatchedExporter(SpanExporter):
+    """An exporter whose faults are told. The SDK, which calls it in a thread of its own,
+    would tell of them without saying whose they are."""
+
+    def __init__(self, name: str, exporter: SpanExporter, faults: Faults) -> None:
+        self._name = name
+        self._exporter = exporter
+        self._faults = faults
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        try:
+            result = self._exporter.export(spans)
+        except Exception as error:
+            self._faults.tell(self._name, error)
+            return SpanExportResult.FAILURE
+        if result is SpanExportResult.SUCCESS:
+            self._faults.end(self._name)
+        else:
+            self._faults.tell(self._name, 'It could not hand over what it had')
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        return self._exporter.force_flush(timeout_millis)
 
 
 class RingCollector(SpanProcessor):
@@ -200,8 +246,8 @@ def seconds_of(span: ReadableSpan) -> float:
     return ((span.end_time or 0) - (span.start_time or 0)) / 1e9
 
 
-def _processor(name: str, settings: Mapping[str, Any], logger: logging.Logger, metrics: Metrics
-               ) -> SpanProcessor:
+def _processor(name: str, settings: Mapping[str, Any], logger: logging.Logger, metrics: Metrics,
+               faults: Faults) -> SpanProcessor:
     match name:
         case 'ring':
             return RingCollector()
@@ -210,12 +256,13 @@ def _processor(name: str, settings: Mapping[str, Any], logger: logging.Logger, m
         case 'log':
             return LogCollector(logger.getChild('spans'))
         case 'file':
-            return BatchSpanProcessor(_made(name, TraceEventFile, settings))
+            collector = _made(name, TraceEventFile, settings)
         case 'otlp':
-            return BatchSpanProcessor(_otlp(settings))
-    collector = _made(name, _imported(name), settings)
+            collector = _otlp(settings)
+        case _:
+            collector = _made(name, _imported(name), settings)
     if isinstance(collector, SpanExporter):
-        collector = BatchSpanProcessor(collector)
+        collector = BatchSpanProcessor(WatchedExporter(name, collector, faults))
     if not isinstance(collector, SpanProcessor):
         raise ConfigError(f'tracing.collectors.{name}: is neither a SpanProcessor nor '
                           'a SpanExporter of opentelemetry.sdk.trace')

@@ -22,6 +22,9 @@ left out, so that nobody can fill a disk with one request."""
 CALLER_FIELDS = ('pathname', 'filename', 'module', 'lineno', 'funcName')
 """Of a record: where in the code it was made, for which the stack has to be looked at."""
 
+SEND_RECORDS = ('SocketHandler', 'DatagramHandler', 'HTTPHandler', 'QueueHandler')
+"""Handlers that send whole records to who knows whom."""
+
 _SRCFILE = logging._srcfile
 
 _SHORT_ESCAPES = {'"': '\\"', '\\': '\\\\', '\n': '\\n', '\r': '\\r', '\t': '\\t'}
@@ -144,7 +147,7 @@ def look_up_only_what_is_asked_for(section: Mapping[str, Any]) -> None:
 
 def _is_known(part: Mapping[str, Any]) -> bool:
     name = str(part.get('()', part.get('class', 'logging.Formatter')))
-    return name.startswith(('logging.', 'addrservice.'))
+    return name.startswith(('logging.', 'addrservice.')) and not name.endswith(SEND_RECORDS)
 
 
 @functools.lru_cache(maxsize=256)  # nearly all are written in the code

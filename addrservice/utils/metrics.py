@@ -77,7 +77,7 @@ class Metrics:
         """Whether other processes tell what this one counts, and the other way round."""
 
         if self.is_shared:
-            forget_dead_processes(os.environ[MULTIPROCESS])
+            prepare_folder(os.environ[MULTIPROCESS])
         # A third of all series, which say when the process started, as another one does.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library is half typed
         self._make_http_metrics()
@@ -184,6 +184,7 @@ class Metrics:
         """
         registry = self._registry
         if self.is_shared:
+            forget_dead_processes(os.environ[MULTIPROCESS])
             self.refresh()
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # adds itself
@@ -285,22 +286,29 @@ def _weight(parameters: Sequence[str]) -> float:
     return float(given) if re.fullmatch(r'[01](\.\d{0,3})?', given) else 0.0
 
 
-def forget_dead_processes(folder: str) -> None:
+def prepare_folder(folder: str) -> None:
     """Makes the folder that processes share, and removes from it what was true of those
-    that have ended without saying so, one with this process's own number among them.
+    that have ended without saying so, one with this process's own number among them: in a
+    container each has the same.
 
     :raises ConfigError: it cannot be used.
     """
     try:
         os.makedirs(folder, exist_ok=True)
-        found = map(_FILE_OF_LIVE_GAUGES.fullmatch, os.listdir(folder))
-        for pid in {int(match[1]) for match in found if match}:
-            if pid == os.getpid() or not _is_alive(pid):
-                mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
+        mark_process_dead(os.getpid(), folder)  # type: ignore[no-untyped-call]
+        forget_dead_processes(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass  # it can be written
     except OSError as error:
         raise ConfigError(f'{MULTIPROCESS}: {folder}: cannot be used: {error.strerror}') from error
+
+
+def forget_dead_processes(folder: str) -> None:
+    """Removes what was true of processes that do not run any more."""
+    found = map(_FILE_OF_LIVE_GAUGES.fullmatch, os.listdir(folder))
+    for pid in {int(match[1]) for match in found if match}:
+        if not _is_alive(pid):
+            mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
 
 
 def _is_alive(pid: int) -> bool:

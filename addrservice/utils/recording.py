@@ -17,7 +17,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from addrservice.utils.metrics import Metrics
-from addrservice.utils.recorder import MAX_TEXT, FlightRecorder, SpanList
+from addrservice.utils.flight_recorder import MAX_TEXT, FlightRecorder, SpanList
 from addrservice.utils.tracing import Attributes, RequestTrace, Tracing, context_of, fail
 
 SEE_ALL = ('ring', 'metrics')
@@ -100,18 +100,22 @@ class RequestTracer:
         self._ids = ids
         self._spans = spans
         self._tell = tell
+        self._root_id: int | None = None
 
     def start_root(self, name: str, parent_id: int | None, start_time: int) -> RecordedSpan:
         """The request's own span.
 
         :param parent_id: of the client's span, if it has said.
         """
-        return self._start(name, parent_id, None, start_time)
+        root = self._start(name, parent_id, None, start_time)
+        self._root_id = root.span_id
+        return root
 
     def start_span(self, name: str, *, attributes: Attributes | None = None) -> RecordedSpan:
         """A span under the one that is worked for now."""
         current = trace.get_current_span()
-        parent_id = current.span_id if isinstance(current, RecordedSpan) else None
+        # Or of the request's own, where a library has made a span that is none of ours.
+        parent_id = current.span_id if isinstance(current, RecordedSpan) else self._root_id
         return self._start(name, parent_id, attributes, time.time_ns())
 
     def on_end(self, span: RecordedSpan) -> None:

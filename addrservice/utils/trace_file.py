@@ -20,7 +20,11 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import format_span_id, format_trace_id
 
-from addrservice.utils.recorder import ids_of
+from addrservice.utils.flight_recorder import ids_of
+
+
+MOST_OF_AN_EVENT = 1024 * 1024
+"""Bytes; what a span may hold is bounded."""
 
 
 class TraceEventFile(SpanExporter):
@@ -56,6 +60,7 @@ class _Rotating(logging.handlers.RotatingFileHandler):
 
     def _open(self) -> Any:
         Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        _cut_torn_end(Path(self.baseFilename))
         stream = super()._open()
         if os.fstat(stream.fileno()).st_size == 0:
             stream.write('[\n')
@@ -67,6 +72,18 @@ class _Rotating(logging.handlers.RotatingFileHandler):
     def write(self, events: str) -> None:
         """Appends events, in a new file if they do not fit this one."""
         self.handle(logging.makeLogRecord({'msg': events}))
+
+
+def _cut_torn_end(path: Path) -> None:
+    """Removes the part of an event that a kill or a full disk has left at the end of a file,
+    behind which nothing could be read."""
+    if not path.is_file():
+        return
+    with path.open('rb+') as file:
+        file.seek(-min(MOST_OF_AN_EVENT, path.stat().st_size), os.SEEK_END)
+        start, tail = file.tell(), file.read()
+        whole = max(tail.rfind(end) + len(end) if end in tail else 0 for end in (b',\n', b'[\n'))
+        file.truncate(start + whole)
 
 
 def _require_place(path: Path) -> None:

@@ -24,7 +24,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from addrservice.utils import logutils
 
 if TYPE_CHECKING:
-    from addrservice.utils.recorder import FlightRecorder, SpanList
+    from addrservice.utils.flight_recorder import FlightRecorder, SpanList
 
 Function = TypeVar('Function', bound=Callable[..., Any])
 Attributes = Mapping[str, str | bool | int | float]
@@ -168,7 +168,15 @@ def fail(span: trace.Span, error: BaseException) -> None:
     """Notes in a span how its work has failed."""
     kind = type(error).__qualname__
     span.set_attribute('error.type', kind)
-    span.set_status(trace.StatusCode.ERROR, f'{kind}: {error}'[:MAX_DESCRIPTION])
+    span.set_status(trace.StatusCode.ERROR, f'{kind}: {_text_of(error)}'[:MAX_DESCRIPTION])
+
+
+def _text_of(error: BaseException) -> str:
+    """What an error says, if it can say it."""
+    try:
+        return str(error)
+    except Exception as fault:
+        return f'<{type(fault).__qualname__} in its text>'
 
 
 @overload

@@ -190,6 +190,13 @@ class MetricsTest(AdminTestCase):
             self.assertIsNone(self.metric('addrservice_entries'))
         self.assertEqual(self.metric('addrservice_entries'), 0, 'it is tried again')
 
+    def test_entries_are_not_counted_for_everyone_who_asks(self) -> None:
+        self.metric('addrservice_entries')
+        self.ask('POST', '/addresses', ENTRY)
+        self.assertEqual(self.metric('addrservice_entries'), 0)
+        with unittest.mock.patch.object(admin, 'COUNT_SECONDS', 0):
+            self.assertEqual(self.metric('addrservice_entries'), 1)
+
     def test_openmetrics_is_for_who_accepts_it_and_names_a_trace_for_each_latency(self) -> None:
         trace_id = 32 * 'a'
         self.ask('GET', '/addresses', traceparent=f'00-{trace_id}-{16 * "b"}-01')

@@ -227,12 +227,27 @@ class FileTest(CollectorsTestCase):
 
     def test_a_full_disk_is_told_and_breaks_nothing(self) -> None:
         logger, records = recording_logger()
-        with self.assertLogs('opentelemetry', logging.ERROR) as logs:
-            tracing = self.make({'file': '/dev/full'}, logger)
+        tracing = self.make({'file': '/dev/full'}, logger)
+        self.request(tracing)
+        tracing.stop()
+        for record in records:  # when it is written, and when it is closed
+            line = parse_logfmt(record.getMessage())
+            self.assertEqual((line['message'], line['collector']), ('SPANS LOST', 'file'))
+            self.assertIn('No space left', line['trace'])
+        self.assertEqual(len(records), 2)
+
+    def test_what_a_kill_has_torn_off_spoils_nothing(self) -> None:
+        path = self.folder / 'trace.json'
+        for _ in range(2):
+            tracing = self.make({'file': str(path)})
             self.request(tracing)
             tracing.stop()
-        self.assertIn('No space left', str(logs.records[0].exc_info))
-        self.assertIn('SPANS LOST', records[0].getMessage())
+            whole = path.read_text()
+            path.write_text(whole + whole[2:60])  # as if one more had been begun
+        tracing = self.make({'file': str(path)})
+        self.request(tracing)
+        tracing.stop()
+        self.assertEqual(len(json.loads(path.read_text().rstrip(',\n') + ']')), 12)
 
     def test_a_file_that_cannot_be_is_refused(self) -> None:
         (self.folder / 'file').touch()
@@ -272,13 +287,15 @@ class OTLPTest(CollectorsTestCase):
             self) -> None:
         silent = self.enterContext(socket.create_server(('127.0.0.1', 0)))
         url = f'http://127.0.0.1:{silent.getsockname()[1]}/v1/traces'
+        logger, records = recording_logger()
         with self.assertLogs('opentelemetry', logging.WARNING):
-            tracing = self.make({'otlp': {'endpoint': url, 'timeout': 1.5}})
+            tracing = self.make({'otlp': {'endpoint': url, 'timeout': 1.5}}, logger)
             self.request(tracing)
             begin = time.monotonic()
             with unittest.mock.patch.object(collectors, 'FLUSH_SECONDS', 0.2):
                 tracing.stop()
             self.assertLess(time.monotonic() - begin, 1.2)
+            self.assertIn('It has not handed over all within 0.2 s', records[0].getMessage())
             while any('Otel' in thread.name for thread in threading.enumerate()):
                 time.sleep(0.02)  # it has something to say when it gives up
 
@@ -310,8 +327,22 @@ class OwnTest(CollectorsTestCase):
         self.assertEqual(len(tracing.recorder.summaries('last')), 3)
         lines = [parse_logfmt(record.getMessage()) for record in records]
         self.assertEqual([(line['message'], line['collector'], line['reason']) for line in lines],
-                         [('SPANS LOST', f'{MODULE}.Faulty', "KeyError('start')"),
-                          ('SPANS LOST', f'{MODULE}.Faulty', "KeyError('shutdown')")])
+                         [('SPANS LOST', f'{MODULE}.Faulty', 'KeyError'),
+                          ('SPANS LOST', f'{MODULE}.Faulty', 'KeyError')])
+        self.assertIn("KeyError: 'start'", lines[0]['trace'])
+        self.assertIn("KeyError: 'shutdown'", lines[1]['trace'])
+
+    def test_an_exporter_that_fails_is_told_once_until_it_works_again(self) -> None:
+        results: list[Any] = [SpanExportResult.FAILURE, KeyError('k'), SpanExportResult.SUCCESS,
+                              KeyError('k')]
+        logger, records = recording_logger()
+        exporter = unittest.mock.Mock(SpanExporter)
+        exporter.export.side_effect = results
+        watched = collectors.WatchedExporter('x', exporter, collectors.Faults(logger))
+        self.assertEqual([watched.export([]) for _ in results],
+                         [SpanExportResult.FAILURE, SpanExportResult.FAILURE,
+                          SpanExportResult.SUCCESS, SpanExportResult.FAILURE])
+        self.assertEqual(len(records), 2)
 
     def test_where_the_sdk_is_disabled_requests_still_have_ids(self) -> None:
         with unittest.mock.patch.dict('os.environ', OTEL_SDK_DISABLED='true'):

@@ -23,7 +23,7 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 from jsonschema import Draft202012Validator
 
 from addrservice import ROOT_DIR
-from addrservice.config import SCHEMA_FILE, complete_config, load_config, mask_secrets
+from addrservice.config import SCHEMA_FILE, complete_config, load_config, mask_secrets, printable
 from addrservice.errors import ConfigError
 
 Schema = dict[str, Any]
@@ -538,6 +538,13 @@ class MaskTest(unittest.TestCase):
         config = complete_config({'tracing': {'collectors': {'otlp': {
             'headers': {'x-team': SECRET}}}}})
         self.assertNotIn(SECRET, str(mask_secrets(config)))
+
+    def test_of_somebody_s_own_collector_nothing_is_shown(self) -> None:
+        config = complete_config({'tracing': {'collectors': {'theirs.Collector': {
+            'anything': [SECRET], 'else': 5}, 'ring': None}}})
+        shown = printable(config)['tracing']['collectors']
+        self.assertEqual(shown['theirs.Collector'], {'anything': ['***'], 'else': '***'})
+        self.assertEqual(shown['ring']['last'], 100)
 
     def test_an_endpoint_with_a_secret_is_refused_without_being_repeated(self) -> None:
         for endpoint in (f'https://x.example/?api_key={SECRET}', f'https://{SECRET}@x.example/'):

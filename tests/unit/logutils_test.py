@@ -351,6 +351,7 @@ class LookUpTest(unittest.TestCase):
     def test_a_class_of_somebody_s_own_may_want_to_know_anything(self) -> None:
         for kind, part in (('formatters', {'class': 'theirs.Formatter'}),
                            ('handlers', {'class': 'theirs.Handler'}),
+                           ('handlers', {'class': 'logging.handlers.SocketHandler'}),
                            ('filters', {'()': 'theirs.Filter'})):
             with self.subTest(kind=kind):
                 self.assertEqual(self.looked_up({kind: {'theirs': part}}), 'ctp')

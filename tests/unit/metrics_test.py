@@ -24,7 +24,7 @@ from prometheus_client.samples import Sample
 from addrservice import MULTIPROCESS, __version__
 from addrservice.errors import ConfigError
 from addrservice.utils.metrics import (
-    MAX_SPAN_NAMES, NOT_NOW, REFUSALS, Metrics, forget_dead_processes)
+    MAX_SPAN_NAMES, NOT_NOW, REFUSALS, Metrics, prepare_folder)
 from tests.support import ROOT
 
 OPENMETRICS = 'application/openmetrics-text; version=1.0.0'
@@ -251,10 +251,28 @@ class WorkersTest(unittest.TestCase):
         self.assertFalse(list(folder.glob(f'gauge_live*_{pid}.db')))
         self.assertTrue(list(folder.glob(f'histogram_{pid}.db')))
 
+    def test_what_one_with_the_same_number_was_is_forgotten_too(self) -> None:
+        folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        own = folder / f'gauge_livesum_{os.getpid()}.db'
+        own.touch()
+        prepare_folder(str(folder))
+        self.assertFalse(own.exists())
+
+    def test_one_that_is_killed_is_forgotten_by_those_that_run(self) -> None:
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        killed, _ = self.start(folder, 1)
+        os.environ[MULTIPROCESS] = folder
+        self.addCleanup(os.environ.pop, MULTIPROCESS)
+        metrics = Metrics()
+        os.kill(killed, signal.SIGKILL)
+        self.workers[killed].wait()
+        metrics.exposition('')
+        self.assertEqual(list(Path(folder).glob(f'gauge_live*_{killed}.db')), [])
+
     def test_a_folder_that_cannot_be_is_refused(self) -> None:
         with tempfile.NamedTemporaryFile() as file, self.assertRaisesRegex(
                 ConfigError, f'^{MULTIPROCESS}: {file.name}: cannot be used: '):
-            forget_dead_processes(file.name)
+            prepare_folder(file.name)
 
 
 if __name__ == '__main__':

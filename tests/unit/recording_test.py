@@ -16,7 +16,7 @@ from opentelemetry import trace
 
 from addrservice.config import complete_config
 from addrservice.utils.metrics import Metrics
-from addrservice.utils.recorder import MAX_TEXT
+from addrservice.utils.flight_recorder import MAX_TEXT
 from addrservice.utils.recording import MAX_ATTRIBUTES, RecordedSpan, RecordedTracing
 from addrservice.utils.tracing import RequestTrace, outgoing_headers, traced
 from tests.support import ROOT
@@ -107,6 +107,20 @@ class RecordingTest(unittest.TestCase):
         for span in (root, failed):
             self.assertEqual(span['error'], "KeyError: 'k'")
             self.assertEqual(span['attributes']['error.type'], 'KeyError')
+
+    def test_under_a_span_that_is_none_of_ours_work_hangs_under_the_request_s(self) -> None:
+        @traced(name='ours')
+        async def ours() -> None:
+            pass
+
+        async def work() -> None:
+            foreign = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=False))
+            with trace.use_span(foreign):
+                await ours()
+
+        self.request(work)
+        root, span = self.recorded()['spans']
+        self.assertEqual(span['parent_id'], root['span_id'])
 
     def test_what_a_span_holds_is_bounded(self) -> None:
         async def work() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import unittest
+import unittest.mock
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tornado.httputil import HTTPHeaders
 
 from addrservice.tornado.telemetry import RequestEvent, Telemetry, request_id
 from addrservice.utils.logutils import set_log_context
+from addrservice.utils.metrics import Metrics
 from addrservice.utils.tracing import Tracing
 from tests.support import clear_log_context, parse_logfmt
 
@@ -85,6 +87,18 @@ class LineTest(unittest.TestCase):
         _, fields = self.line(make_event(200))
         self.assertEqual(fields['req_id'], 'id')
         self.assertNotIn('user', fields)
+
+    def test_a_fault_in_tracing_costs_neither_the_line_nor_the_count(self) -> None:
+        metrics = Metrics()
+        tracing = Tracing()
+        with (self.assertLogs('telemetry_test', logging.DEBUG) as logs,
+              unittest.mock.patch.object(tracing, 'end', side_effect=ValueError('a fault'))):
+            metrics.request_began()
+            Telemetry(logging.getLogger('telemetry_test'), tracing, metrics).ended(make_event(200))
+        lines = [parse_logfmt(record.getMessage()) for record in logs.records]
+        self.assertEqual([line['message'] for line in lines], ['SPANS LOST', 'RESPONSE'])
+        self.assertIn('ValueError: a fault', lines[0]['trace'])
+        self.assertIn('http_server_active_requests 0.0', metrics.exposition('')[0].decode())
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from addrservice.utils.logutils import set_log_context
-from addrservice.utils.recorder import ids_of
+from addrservice.utils.flight_recorder import ids_of
 from addrservice.utils.tracing import (
     _Recipe, MAX_DESCRIPTION, RequestTrace, Tracing, context_of, outgoing_headers, traced)
 from tests.support import clear_log_context
@@ -124,6 +124,37 @@ class TracedTest(unittest.TestCase):
         spans = self.recorder.spans()
         self.assertEqual(self.recorder.parent_of('inner'), 'outer')
         self.assertGreaterEqual(spans['outer'].end_time or 0, spans['inner'].end_time or 1)
+
+    def test_an_error_that_cannot_say_what_it_is_goes_on_and_its_span_ends(self) -> None:
+        class Mute(Exception):
+            def __str__(self) -> str:
+                raise KeyError
+
+        error = Mute()
+        with self.assertRaises(Mute) as raised:
+            self.recorder.run(lambda: fails(error))
+        self.assertIs(raised.exception, error)
+        self.assertEqual(self.recorder.spans()['fails'].status.description,
+                         f'{Mute.__qualname__}: <KeyError in its text>')
+
+    def test_what_a_generator_does_when_it_is_left_is_under_its_span(self) -> None:
+        @traced(name='cleaning')
+        async def clean() -> None:
+            pass
+
+        @traced(name='numbers')
+        async def numbers() -> AsyncGenerator[int, None]:
+            try:
+                yield 1
+            finally:
+                await clean()
+
+        async def leave_early() -> None:
+            async with aclosing(numbers()) as items:
+                await anext(items)
+
+        self.recorder.run(leave_early)
+        self.assertEqual(self.recorder.parent_of('cleaning'), 'numbers')
 
     def test_attributes_that_cannot_be_made_break_nothing(self) -> None:
         @traced(name='ours', attributes=lambda entry: {'id': entry.nickname})

@@ -14,7 +14,7 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 from opentelemetry.sdk.trace import Span, TracerProvider
 from opentelemetry.trace import Tracer, set_span_in_context
 
-from addrservice.utils.recorder import FlightRecorder, SpanList
+from addrservice.utils.flight_recorder import FlightRecorder, SpanList
 from addrservice.utils.tracing import fail
 
 SECOND = 10 ** 9
