@@ -71,7 +71,8 @@ class Server:
         try:
             self.watchdog.start()
             await self._start_service()
-            self._log('STARTING', **ports)
+            if self.service.is_started:  # and not told to stop before that
+                self._log('STARTING', **ports)
             await self.stopping.wait()
             self._log('SHUTTING DOWN')
             await self._drain()
