@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from tornado.process import fork_processes
 
@@ -93,6 +94,23 @@ class Board:
         self._cells[3 + number] = os.getpid()
         self._cells[3 + self._count + number] = now
         return (now - started) / 1e9 if started else None
+
+
+class FairSocket(socket.socket):
+    """A listening socket that gives one connection at a time. Tornado takes all that wait
+    at one go, so that the first worker to wake would have them all, and the others none."""
+
+    _has_given = False
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        self._has_given = not self._has_given
+        if not self._has_given:
+            raise BlockingIOError  # as if no more were there; those that are wake somebody again
+        try:
+            return super().accept()
+        except OSError:
+            self._has_given = False
+            raise
 
 
 @dataclass(frozen=True)
@@ -178,7 +196,10 @@ def run_workers(count: int, sockets: Sequence[socket.socket], work: Work) -> int
         task_id = fork_processes(count, max_restarts=sys.maxsize)
     except SystemExit:
         return board.status
-    return _run_worker(Worker(task_id, board, sockets, supervisor), work)
+    fair = [FairSocket(fileno=each.detach()) for each in sockets]
+    for each in fair:
+        each.setblocking(False)
+    return _run_worker(Worker(task_id, board, fair, supervisor), work)
 
 
 def _run_worker(worker: Worker, work: Work) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 
 from addrservice.config import complete_config
 from addrservice.errors import ConfigError
-from addrservice.tornado.workers import Board, config_of, count_of
+from addrservice.tornado.workers import Board, FairSocket, config_of, count_of
 from tests.integration.server_process_test import ENTRY, Client, ProcessTest
 from tests.support import DEADLINE, ROOT, Answer, ServerProcess
 
@@ -169,6 +170,28 @@ class StartTest(WorkersTestCase):
             time.sleep(2)
             process.terminate()
         self.assertIn(len(starts.read_text()), range(2, 7))
+
+
+class FairTest(unittest.TestCase):
+    def test_of_connections_that_wait_one_is_taken_at_a_time(self) -> None:
+        plain = socket.create_server(('127.0.0.1', 0))
+        address = plain.getsockname()
+        listening = self.enterContext(FairSocket(fileno=plain.detach()))
+        listening.setblocking(False)
+        for _ in range(3):
+            self.enterContext(socket.create_connection(address))
+        given = [self.is_given(listening) for _ in range(10)]
+        self.assertEqual(given, [True, False, True, False, True, *5 * [False]])
+        self.enterContext(socket.create_connection(address))
+        self.assertTrue(self.is_given(listening), 'whoever found nothing is first the next time')
+
+    def is_given(self, listening: FairSocket) -> bool:
+        """Whether a connection is accepted, and not left to others."""
+        try:
+            self.enterContext(listening.accept()[0])
+        except BlockingIOError:
+            return False
+        return True
 
 
 class ConfigTest(unittest.TestCase):
