@@ -140,11 +140,18 @@ def count_of(config: Config) -> int:
 
     :raises ConfigError: more than one, and they could not share their entries.
     """
-    count = config['server']['processes'] or len(os.sched_getaffinity(0))
+    count = config['server']['processes'] or _cores()
     if count > 1 and 'memory' in config['addr-db']:
         raise ConfigError('server.processes: entries in memory are those of one process; '
                           f'{count} processes would have {count} address books')
     return int(count)
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells (Linux does)."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def config_of(config: Config, number: int) -> Config:
