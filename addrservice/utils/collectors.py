@@ -228,8 +228,6 @@ class LogCollector(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         ids = ids_of(span)
-        if not ids.trace_flags.sampled:
-            return
         fields = {
             'message': 'SPAN', 'name': span.name,
             'trace_id': trace.format_trace_id(ids.trace_id),

@@ -189,6 +189,7 @@ class Metrics:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # adds itself
         if prefers_openmetrics(accept):
+            # The library is half typed.
             text = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
             return text, openmetrics.CONTENT_TYPE_LATEST
         return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
@@ -196,7 +197,7 @@ class Metrics:
     def stop(self) -> None:
         """From now on other processes do not tell of this one what is only true while it runs."""
         if self.is_shared:
-            mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
+            _forget(os.getpid(), os.environ[MULTIPROCESS])
 
     def _make_http_metrics(self) -> None:
         self._active = Gauge(
@@ -295,7 +296,7 @@ def prepare_folder(folder: str) -> None:
     """
     try:
         os.makedirs(folder, exist_ok=True)
-        mark_process_dead(os.getpid(), folder)  # type: ignore[no-untyped-call]
+        _forget(os.getpid(), folder)
         forget_dead_processes(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass  # it can be written
@@ -308,7 +309,11 @@ def forget_dead_processes(folder: str) -> None:
     found = map(_FILE_OF_LIVE_GAUGES.fullmatch, os.listdir(folder))
     for pid in {int(match[1]) for match in found if match}:
         if not _is_alive(pid):
-            mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
+            _forget(pid, folder)
+
+
+def _forget(pid: int, folder: str) -> None:
+    mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]  # the library is half typed
 
 
 def _is_alive(pid: int) -> bool:
