@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 from addrservice.config import complete_config
 from addrservice.database.addressbook_db import Key, Stored, is_nickname
@@ -21,6 +22,8 @@ from addrservice.utils import logutils
 from addrservice.utils.metrics import Metrics
 from addrservice.utils.tracing import traced
 
+T = TypeVar('T')
+
 Document = dict[str, Any]
 """An address book entry as JSON has it; see schema/address-book-v1.0.json."""
 
@@ -30,7 +33,14 @@ class VersionedDocument(NamedTuple):
 
     nickname: str
     version: str
-    document: Document
+    json: str
+    """The document as text, as it goes to whoever has asked for it."""
+
+    @property
+    def document(self) -> Document:
+        """The document, each time a new one."""
+        document: Document = json.loads(self.json)
+        return document
 
 
 class Check(NamedTuple):
@@ -149,8 +159,7 @@ class AddressBookService:
         entry = validate(document)
         if nickname is not None and not is_nickname(nickname):
             raise AddressNotFound('An id is 1 to 64 letters, digits and hyphens')
-        async with self._deadline():
-            return await self.addr_db.create_address(entry, nickname)
+        return await self._in_time(self.addr_db.create_address(entry, nickname))
 
     @traced
     async def get_address(self, nickname: str) -> VersionedDocument:
@@ -158,15 +167,13 @@ class AddressBookService:
 
         :raises AddressNotFound: there is none.
         """
-        async with self._deadline():
-            return _document(await self.addr_db.read_address(nickname))
+        return _document(await self._in_time(self.addr_db.read_address(nickname)))
 
     @traced
     async def has_address(self, nickname: str) -> bool:
         """Whether there is an entry with that id, and it can be read."""
         try:
-            async with self._deadline():
-                await self.addr_db.read_address(nickname)
+            await self._in_time(self.addr_db.read_address(nickname))
         except (AddressNotFound, UnreadableRecord):
             return False
         return True
@@ -183,8 +190,7 @@ class AddressBookService:
         :raises AddressChanged: it has another version.
         """
         entry = validate(document)
-        async with self._deadline():
-            return await self.addr_db.update_address(nickname, entry, if_version)
+        return await self._in_time(self.addr_db.update_address(nickname, entry, if_version))
 
     @traced
     async def delete_address(self, nickname: str, if_version: str | None = None) -> None:
@@ -194,16 +200,13 @@ class AddressBookService:
         :raises AddressNotFound: there is none.
         :raises AddressChanged: it has another version.
         """
-        async with self._deadline():
-            await self.addr_db.delete_address(nickname, if_version)
+        await self._in_time(self.addr_db.delete_address(nickname, if_version))
 
     @traced
     async def count_addresses(self) -> int:
         """How many entries there are."""
-        async with self._deadline():
-            return await self.addr_db.count_addresses()
+        return await self._in_time(self.addr_db.count_addresses())
 
-    @traced
     async def get_all_addresses(self, after: str | None = None, limit: int | None = None
                                 ) -> AsyncGenerator[VersionedDocument, None]:
         """Every entry, in id order, in bounded memory.
@@ -211,24 +214,62 @@ class AddressBookService:
         :param after: start behind this id.
         :param limit: at most so many entries.
         """
-        entries = self.addr_db.read_all_addresses(after, limit)
-        async with contextlib.aclosing(entries):
-            while (stored := await self._next(entries)) is not None:
-                yield _document(stored)
+        async with contextlib.aclosing(self.get_address_pages(after, limit)) as pages:
+            async for page in pages:
+                for entry in page:
+                    yield entry
 
-    async def _next(self, entries: AsyncIterator[Stored]) -> Stored | None:
-        async with self._deadline():
-            return await anext(entries, None)
+    @traced
+    async def get_address_pages(self, after: str | None = None, limit: int | None = None
+                                ) -> AsyncGenerator[Sequence[VersionedDocument], None]:
+        """As `get_all_addresses`, but several entries at a time."""
+        pages = self.addr_db.read_address_pages(after, limit)
+        async with contextlib.aclosing(pages):
+            while (page := await self._in_time(anext(pages, None))) is not None:
+                yield [_document(stored) for stored in page]
 
-    @contextlib.asynccontextmanager
-    async def _deadline(self) -> AsyncIterator[None]:
+    async def _in_time(self, call: Awaitable[T]) -> T:
+        """What a call of the store returns, if it does so in time."""
+        steps = call.__await__()
+        try:
+            waits_for = next(steps)
+        except StopIteration as end:
+            return cast(T, end.value)  # it did not have to wait, as most reads do not
         try:
             async with asyncio.timeout(self.timeout):
-                yield
+                return await _Rest(waits_for, steps)
         except TimeoutError as error:
             # The engine may still finish what it has begun.
             raise StorageUnavailable('The address book did not answer in time; whether a change '
                                      'was made is not known') from error
+
+
+class _Rest(Awaitable[T]):
+    """A call that has begun, from where it first waits."""
+
+    def __init__(self, waits_for: Any, steps: Generator[Any, Any, T]) -> None:
+        """
+        :param waits_for: what the call has yielded to the event loop.
+        :param steps: what it does from then on.
+        """
+        self._waits_for = waits_for
+        self._steps = steps
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        try:
+            yield self._waits_for
+        except BaseException as error:  # a time-out, or who asks has gone
+            return (yield from _thrown(self._steps, error))
+        return (yield from self._steps)
+
+
+def _thrown(steps: Generator[Any, Any, T], error: BaseException) -> Generator[Any, Any, T]:
+    """Goes on with an error at the point that has been reached."""
+    try:
+        waits_for = steps.throw(error)
+    except StopIteration as end:
+        return cast(T, end.value)
+    return (yield from _Rest(waits_for, steps).__await__())
 
 
 @traced
@@ -241,4 +282,4 @@ def validate(document: object) -> AddressEntry:
 
 
 def _document(stored: Stored) -> VersionedDocument:
-    return VersionedDocument(stored.nickname, stored.version, stored.entry.to_api_dm())
+    return VersionedDocument(stored.nickname, stored.version, stored.entry.to_json())

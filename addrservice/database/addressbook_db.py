@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import re
 import secrets
@@ -23,7 +22,7 @@ from addrservice.datamodel import AddressEntry
 from addrservice.errors import AddressChanged, AddressNotFound, UnreadableRecord
 from addrservice.utils import logutils
 
-DECODED_AT_ONCE = 10
+DECODED_AT_ONCE = 50
 """Records that a listing decodes before others have their turn: in about a
 millisecond."""
 
@@ -69,7 +68,7 @@ def require_version(version: str, if_version: str | None) -> None:
 
 def encode_record(entry: AddressEntry) -> str:
     """An entry as the text that engines store: one line of JSON."""
-    return json.dumps(entry.to_api_dm(), ensure_ascii=False, separators=(',', ':'))
+    return entry.to_json()
 
 
 def decode_record(record: Record) -> Stored:
@@ -80,7 +79,7 @@ def decode_record(record: Record) -> Stored:
     """
     try:
         checked_version(str(record.version))
-        entry = AddressEntry.from_api_dm(json.loads(record.text))
+        entry = AddressEntry.from_json(record.text)
         return Stored(record.nickname, record.version, entry)
     except (TypeError, ValueError, RecursionError) as error:
         raise UnreadableRecord('The stored entry cannot be read', record.place) from error
@@ -140,8 +139,8 @@ class AbstractAddressBookDB(ABC):
       `start` or after `stop` raises `StorageUnavailable`.
     """
 
-    page_size: ClassVar[int] = 10
-    """Records that a listing holds in memory at once. Even of the largest, ten
+    page_size: ClassVar[int] = 50
+    """Records that a listing holds in memory at once. Even of the largest, fifty
     are a few megabytes; an engine that is asked over a network wants more."""
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -231,6 +230,15 @@ class AbstractAddressBookDB(ABC):
         :param after: start behind this name, whether or not it is there.
         :param limit: at most so many entries.
         """
+        async with contextlib.aclosing(self.read_address_pages(after, limit)) as pages:
+            async for page in pages:
+                for stored in page:
+                    yield stored
+
+    async def read_address_pages(self, after: str | None = None, limit: int | None = None
+                                 ) -> AsyncGenerator[Sequence[Stored], None]:
+        """As `read_all_addresses`, but several entries at a time: what is done once for
+        each page is not done for each entry."""
         if limit == 0:
             await self.ping()  # closed is closed, also for those who want nothing
             return
@@ -238,11 +246,12 @@ class AbstractAddressBookDB(ABC):
         async with contextlib.aclosing(self.read_pages(after or '', size)) as pages:
             found = 0
             async for page in pages:
-                async for stored in self._decoded(page):
+                stored = (await self._decoded(page))[:None if limit is None else limit - found]
+                found += len(stored)
+                if stored:
                     yield stored
-                    found += 1
-                    if found == limit:
-                        return
+                if found == limit:
+                    return
 
     @abstractmethod
     def read_pages(self, after: str, size: int) -> AsyncGenerator[Sequence[Record], None]:
@@ -252,14 +261,16 @@ class AbstractAddressBookDB(ABC):
         :param size: records in one page.
         """
 
-    async def _decoded(self, page: Sequence[Record]) -> AsyncGenerator[Stored, None]:
+    async def _decoded(self, page: Sequence[Record]) -> Sequence[Stored]:
+        decoded = []
         for place, record in enumerate(page):
             if place % DECODED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # others have their turn, also where nothing waits
             try:
-                yield decode_record(record)
+                decoded.append(decode_record(record))
             except UnreadableRecord as error:
                 self.on_unreadable(error)
+        return decoded
 
     def on_unreadable(self, error: UnreadableRecord) -> None:
         """A listing has met a damaged record, and goes on without it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import Sequence
 
 from tornado.web import HTTPError
 
@@ -11,7 +11,6 @@ from addrservice.errors import AddressChanged
 from addrservice.service import VersionedDocument
 from addrservice.tornado.base import BaseRequestHandler
 from addrservice.tornado.conditions import Conditions, etag_of
-from addrservice.tornado.json_body import to_json
 from addrservice.tornado.paging import Page
 
 BUFFER_SIZE = 64 * 1024
@@ -51,40 +50,44 @@ class AddressBookRequestHandler(BaseRequestHandler):
         return super(BaseRequestHandler, self).compute_etag()
 
     async def _send_page(self, page: Page, limit: int) -> None:
-        pieces: list[str] = []
-        size, last = 0, ''
+        members: list[str] = []
+        size, last, has_more = 0, '', False
         # One more than asked for tells whether there are more.
         async with contextlib.aclosing(
-                self.service.get_all_addresses(page.after, limit + 1)) as entries:
-            async for entry in entries:
-                if len(pieces) == limit or size > MAX_PAGE_SIZE:
+                self.service.get_address_pages(page.after, limit + 1)) as pages:
+            async for entries in pages:
+                for entry in entries:
+                    has_more = len(members) == limit or size > MAX_PAGE_SIZE
+                    if has_more:
+                        break
+                    members.append(_member(entry))
+                    size, last = size + len(members[-1]), entry.nickname
+                if has_more:
                     self.set_header('Link', page.link_to_next(self.request.path, last))
                     break
-                pieces.append(_member(entry))
-                size, last = size + len(pieces[-1]), entry.nickname
-        self.write(f'{{{", ".join(pieces)}}}')
+        self.write(f'{{{",".join(members)}}}')
 
     async def _stream(self, page: Page) -> None:
-        async with contextlib.aclosing(self._pieces(page)) as pieces:
-            size = 0
-            async for piece in pieces:
-                self.write(piece)
-                size += len(piece)
-                if size > BUFFER_SIZE:
-                    # Waits until the client has taken it: memory stays bounded.
-                    with self.admission.waiting_for_client():
-                        await self.flush()
-                    size = 0
-                    if self.request.method == 'HEAD':
-                        return
+        pieces: list[str] = []
+        separator, size = '{', 1  # the brace at the end
+        async with contextlib.aclosing(self.service.get_address_pages(page.after)) as pages:
+            async for entries in pages:
+                for entry in entries:
+                    pieces.append(f'{separator}{_member(entry)}')
+                    separator, size = ',', size + len(pieces[-1])
+                    if size > BUFFER_SIZE:
+                        await self._send(pieces)
+                        pieces, size = [], 1
+                        if self.request.method == 'HEAD':
+                            return
+        self.write(''.join([*pieces, '{}' if separator == '{' else '}']))
 
-    async def _pieces(self, page: Page) -> AsyncGenerator[str, None]:
-        separator = '{'
-        async with contextlib.aclosing(self.service.get_all_addresses(page.after)) as entries:
-            async for entry in entries:
-                yield f'{separator}{_member(entry)}'
-                separator = ', '
-        yield '{}' if separator == '{' else '}'
+    async def _send(self, pieces: Sequence[str]) -> None:
+        """Sends a part of the answer, and waits until the client has taken it: memory
+        stays bounded."""
+        self.write(''.join(pieces))
+        with self.admission.waiting_for_client():
+            await self.flush()
 
 
 class AddressBookEntryRequestHandler(BaseRequestHandler):
@@ -96,7 +99,8 @@ class AddressBookEntryRequestHandler(BaseRequestHandler):
         if not Conditions.of(self.request.headers).allow_read(entry.version):
             raise _is_not_met()
         self.etag = etag_of(entry.version)
-        self.finish_json(entry.document)
+        self.set_json_type()
+        self.finish(entry.json)
 
     head = get
 
@@ -156,7 +160,7 @@ class AddressBookEntryRequestHandler(BaseRequestHandler):
 
 
 def _member(entry: VersionedDocument) -> str:
-    return f'"{entry.nickname}": {to_json(entry.document)}'
+    return f'"{entry.nickname}":{entry.json}'
 
 
 def _is_not_met() -> AddressChanged:

@@ -42,12 +42,24 @@ BAD_DOCUMENTS: list[tuple[object, str]] = [
 
 async def everything(service: AddressBookService, after: str | None = None,
                      limit: int | None = None) -> dict[str, Document]:
-    return {nickname: document
-            async for nickname, _, document in service.get_all_addresses(after, limit)}
+    return {entry.nickname: entry.document
+            async for entry in service.get_all_addresses(after, limit)}
 
 
-async def all_states(service: AddressBookService) -> list[VersionedDocument]:
-    return [state async for state in service.get_all_addresses()]
+State = tuple[str, str, Document]
+"""Nickname, version and document of an entry."""
+
+
+def state_of(entry: VersionedDocument) -> State:
+    return entry.nickname, entry.version, entry.document
+
+
+async def get_state(service: AddressBookService, nickname: str) -> State:
+    return state_of(await service.get_address(nickname))
+
+
+async def all_states(service: AddressBookService) -> list[State]:
+    return [state_of(entry) async for entry in service.get_all_addresses()]
 
 
 class StubDB(AbstractAddressBookDB):
@@ -168,7 +180,7 @@ class ServiceOnEngine(SuiteBase):
         for nickname, document in address_data_suite().items():
             key = await self.service.create_address(document, nickname)
             self.assertEqual(nickname, key.nickname)
-            self.assertEqual((*key, document), await self.service.get_address(nickname))
+            self.assertEqual((*key, document), await get_state(self.service, nickname))
         self.assertEqual(address_data_suite(), await everything(self.service))
 
     async def test_an_id_that_is_taken_is_not_given_again(self) -> None:
@@ -195,14 +207,14 @@ class ServiceOnEngine(SuiteBase):
         self.assertNotIn(version, [key.version for key in keys])
         states[0] = ('n0', version, {'full_name': 'new'})
         self.assertEqual(states, await all_states(self.service))
-        self.assertEqual(states, [await self.service.get_address(f'n{i}') for i in range(3)])
+        self.assertEqual(states, [await get_state(self.service, f'n{i}') for i in range(3)])
 
     async def test_a_change_of_the_version_that_an_entry_has_is_made(self) -> None:
         version = (await self.service.create_address({'full_name': '0'}, 'a')).version
         for i in range(1, 4):
             version = await self.service.update_address('a', {'full_name': f'{i}'}, version)
             self.assertEqual(('a', version, {'full_name': f'{i}'}),
-                             await self.service.get_address('a'))
+                             await get_state(self.service, 'a'))
         await self.service.delete_address('a', version)
         await self.assert_not_found('a')
 
@@ -235,7 +247,7 @@ class ServiceOnEngine(SuiteBase):
         (winner,) = [i for i, result in enumerate(results) if isinstance(result, str)]
         self.assertEqual(9, sum(isinstance(result, AddressChanged) for result in results))
         self.assertEqual(('a', results[winner], {'full_name': f'{winner}'}),
-                         await self.service.get_address('a'))
+                         await get_state(self.service, 'a'))
 
     async def test_entries_are_counted(self) -> None:
         self.assertEqual(0, await self.service.count_addresses())
@@ -425,7 +437,7 @@ class DeadlineTests(ServiceTestCase):
         with self.assertRaises(StorageUnavailable):
             async with asyncio.timeout(DEADLINE / 10):
                 async for state in service.get_all_addresses():
-                    self.assertEqual(('a', VERSION, {'full_name': 'x'}), state)
+                    self.assertEqual(('a', VERSION, {'full_name': 'x'}), state_of(state))
                     self.stub.answers.clear()
 
     async def test_a_slow_reader_of_a_listing_does_not_use_up_the_time_of_the_engine(self) -> None:
@@ -484,7 +496,7 @@ class ReadinessTests(ServiceTestCase):
         service.drain()
         self.assertFalse(await service.is_ready())
         self.assertEqual(('a', VERSION), await service.create_address({'full_name': 'x'}))
-        self.assertEqual(('a', VERSION, {'full_name': 'x'}), await service.get_address('a'))
+        self.assertEqual(('a', VERSION, {'full_name': 'x'}), await get_state(service, 'a'))
 
     async def test_a_drain_that_begins_while_it_asks_counts(self) -> None:
         service = await self.make()

@@ -26,7 +26,8 @@ from addrservice.errors import AddressNotFound
 from addrservice.tornado.addressbook import MAX_PAGE_SIZE
 from addrservice.tornado.paging import make_cursor
 from tests.engines import EngineAppTestCase
-from tests.support import DEADLINE, ServerProcess, read_to_end, split_answers
+from tests.support import (
+    DEADLINE, ServerProcess, on_each_transport, read_to_end, split_answers)
 
 NAMO, RAGA = data.address_data_suite()['namo'], data.address_data_suite()['raga']
 SMALL = {'full_name': 'Small'}
@@ -399,6 +400,7 @@ class LargeBookTestCase(unittest.TestCase):
         return time.monotonic() - start
 
 
+@on_each_transport
 class LargeBookTests(LargeBookTestCase):
     def test_neither_pages_nor_the_whole_book_take_memory_for_all_of_it(self) -> None:
         before = self.memory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import sys
 import unicodedata
 import unittest
@@ -277,6 +278,74 @@ class DocumentTests(unittest.TestCase):
                 found = pointers({**document, member: value}, model)
                 if found != expected:  # a subTest for each would take longer than the checks
                     self.fail(f'{member}: {ascii(value)[:80]} has faults at {found}')
+
+
+class FoldedTests(unittest.TestCase):
+    """An entry that was made from a document behaves as one that was built."""
+
+    def setUp(self) -> None:
+        self.built = AddressEntry(
+            full_name='Asha Example', addresses=[Address.from_api_dm(ADDRESS)],
+            phone_numbers=[Phone.from_api_dm(PHONE)], fax_numbers=[Phone.from_api_dm(PHONE)],
+            emails=[Email.from_api_dm(EMAIL)])
+        self.folded = AddressEntry.from_api_dm(ENTRY)
+
+    def test_they_are_equal_and_look_the_same(self) -> None:
+        self.assertEqual(self.folded, self.built)
+        self.assertEqual(repr(AddressEntry.from_api_dm(ENTRY)), repr(self.built))
+        self.assertNotEqual(AddressEntry.from_api_dm({**ENTRY, 'full_name': 'x'}), self.built)
+
+    def test_both_write_the_same_text_which_reads_back_to_them(self) -> None:
+        text = self.built.to_json()
+        self.assertEqual(self.folded.to_json(), text)
+        self.assertEqual(json.loads(text), ENTRY)
+        self.assertEqual(AddressEntry.from_json(text), self.built)
+        self.assertEqual(AddressEntry.from_json(json.dumps(ENTRY, indent=2)).to_json(), text)
+
+    def test_a_change_of_a_part_is_in_what_is_written(self) -> None:
+        self.folded.full_name = 'Somebody Else'
+        self.assertEqual(json.loads(self.folded.to_json()), {**ENTRY, 'full_name': 'Somebody Else'})
+        self.folded = AddressEntry.from_api_dm(ENTRY)
+        (self.folded.emails or ())[0].email = 'x@example.org'
+        self.assertEqual(json.loads(self.folded.to_json())['emails'],
+                         [{**EMAIL, 'email': 'x@example.org'}])
+
+    def test_a_change_is_checked_and_one_that_is_refused_changes_nothing(self) -> None:
+        with self.assertRaises(InvalidAddress):
+            self.folded.full_name = ''
+        self.assertEqual(self.folded, self.built)
+
+    def test_a_copy_of_it_is_its_own(self) -> None:
+        for copied in (copy.copy(self.folded), copy.deepcopy(AddressEntry.from_api_dm(ENTRY)),
+                       pickle.loads(pickle.dumps(AddressEntry.from_api_dm(ENTRY)))):
+            self.assertEqual(copied, self.built)
+            copied.full_name = 'x'
+            self.assertEqual(AddressEntry.from_api_dm(ENTRY), self.built)
+        self.assertEqual(self.folded, self.built)
+
+    def test_what_it_has_not_got_is_an_attribute_error(self) -> None:
+        with self.assertRaisesRegex(AttributeError, 'nickname'):
+            self.folded.nickname
+
+    def test_of_a_member_that_stands_twice_in_a_text_the_last_counts(self) -> None:
+        entry = AddressEntry.from_json('{"full_name": "a", "full_name": "b"}')
+        self.assertEqual((entry.to_json(), entry.full_name), ('{"full_name":"b"}', 'b'))
+
+    def test_a_text_that_is_no_entry_is_refused_with_its_faults(self) -> None:
+        for text, pointers in (('{"full_name": ""}', ['/full_name']), ('{}', ['/full_name']),
+                               ('[]', ['']), ('{"full_name": "x", "emails": null}', ['/emails'])):
+            with self.subTest(text=text), self.assertRaises(InvalidAddress) as raised:
+                AddressEntry.from_json(text)
+            self.assertEqual([fault.pointer for fault in raised.exception.faults], pointers)
+        for text in ('', '{', '{"full_name": "x"} x', '{"full_name": "\ud800"}'):
+            with self.subTest(text=text), self.assertRaises(ValueError):
+                AddressEntry.from_json(text)
+
+    def test_a_text_that_is_not_remembered_is_read_as_well(self) -> None:
+        document = {'full_name': 'x', 'emails': [EMAIL] * 50, 'phone_numbers': [PHONE] * 50}
+        text = AddressEntry.from_api_dm(document).to_json()
+        self.assertGreater(len(text), datamodel.MAX_KEPT)
+        self.assertEqual(json.loads(AddressEntry.from_json(text).to_json()), document)
 
 
 class FaultTests(unittest.TestCase):
