@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import copy
 import functools
@@ -13,7 +14,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TextIO
 
 MAX_VALUE_LENGTH = 16 * 1024
 """Characters of one value that reach the log; the middle of a longer one is
@@ -26,8 +27,14 @@ SEND_RECORDS = ('SocketHandler', 'DatagramHandler', 'HTTPHandler', 'QueueHandler
 """Handlers that send whole records to who knows whom."""
 
 _SRCFILE = logging._srcfile
+_STARTED = time.time()
 
 _SHORT_ESCAPES = {'"': '\\"', '\\': '\\\\', '\n': '\\n', '\r': '\\r', '\t': '\\t'}
+_BARE_KEYS = frozenset((
+    'req_id', 'method', 'uri', 'ip', 'trace_id', 'span_id', 'message', 'status', 'time_ms', 'route',
+    'bytes'))
+"""Of the canonical line of a request that went well: there are many."""
+
 _BARE_KEY = re.compile(r'[A-Za-z_][A-Za-z0-9_.-]*')
 
 # Replaced as a whole, never changed in place: tasks started by a request
@@ -56,8 +63,15 @@ def logfmt(fields: Mapping[str, object]) -> str:
     :param fields: names and values, in the order in which they are written; a
         value of None is left out.
     """
-    return ' '.join([f'{_key(name)}={_value(value)}'
-                     for name, value in fields.items() if value is not None])
+    # Nearly always nothing has to be escaped: one look at all texts at once tells.
+    texts = ''.join([value for value in fields.values() if value.__class__ is str])
+    if len(texts) > MAX_VALUE_LENGTH or not _is_plain(texts):
+        return ' '.join([f'{_key(name)}={_value(value)}'
+                         for name, value in fields.items() if value is not None])
+    return ' '.join([
+        f'{name if name in _BARE_KEYS else _key(name)}="{value}"' if value.__class__ is str
+        else f'{name if name in _BARE_KEYS else _key(name)}={_value(value)}'
+        for name, value in fields.items() if value is not None])
 
 
 def log(logger: logging.Logger, level: int, **fields: object) -> None:
@@ -77,8 +91,13 @@ def log_line(logger: logging.Logger, level: int, fields: Mapping[str, object],
     :param stacklevel: whom the line names as its origin: 1 the caller, 2 its
         caller, and so on.
     """
-    if logger.isEnabledFor(level):
-        logger.log(level, _Logfmt(logfmt(fields)), stacklevel=stacklevel + 1)
+    if not logger.isEnabledFor(level):
+        return
+    text = _Logfmt(logfmt(fields))
+    if logging._srcfile:
+        logger.log(level, text, stacklevel=stacklevel + 1)
+    else:  # nobody asks who the caller is
+        logger.handle(logger.makeRecord(logger.name, level, '', 0, text, (), None))
 
 
 def one_line_trace(error: BaseException) -> str:
@@ -101,7 +120,12 @@ class LogfmtFormatter(logging.Formatter):
     """The second of the last line, and how it is written."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return super().format(record if isinstance(record.msg, _Logfmt) else _as_logfmt(record))
+        if not isinstance(record.msg, _Logfmt):
+            return super().format(_as_logfmt(record))
+        record.message = record.msg
+        if self.usesTime():
+            record.asctime = self.formatTime(record, self.datefmt)
+        return self.formatMessage(record)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """As everywhere in `logging`; but of the many lines of one second only the first
@@ -115,6 +139,42 @@ class LogfmtFormatter(logging.Formatter):
         return f'{text},{int(record.msecs):03d}'
 
 
+class TurnStreamHandler(logging.StreamHandler[TextIO]):
+    """Writes the lines of one turn of the event loop together, at its end.
+
+    As fast as requests come, there are many to a turn, and a system call for each line would
+    cost more than the line. What is logged where no loop runs, from a thread or at the end,
+    is written at once, and takes along what waits: nothing is lost when the process stops, or
+    when the loop does. Only ``kill -9`` can lose lines, those of the turn that it cuts short.
+    """
+
+    _due_in: asyncio.AbstractEventLoop | None = None
+    """The loop that is going to write what waits, if one is."""
+
+    def flush(self) -> None:
+        """Called for each line; and by `logging` at the end, outside of any loop."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return super().flush()
+        if self._due_in is not loop:
+            self._due_in = loop
+            # In no request's context, which it would keep alive.
+            loop.call_soon(self._flush_turn, context=contextvars.Context())
+
+    def close(self) -> None:
+        """Writes what waits: this may be the last thing that the process does."""
+        super().flush()
+        super().close()
+
+    def _flush_turn(self) -> None:
+        self._due_in = None
+        try:
+            super().flush()
+        except Exception:
+            self.handleError(logging.makeLogRecord({'msg': 'Lines could not be written'}))
+
+
 def _as_logfmt(record: logging.LogRecord) -> logging.LogRecord:
     error = record.exc_info[1] if record.exc_info else None
     fields = {'message': record.getMessage(), 'trace': error and one_line_trace(error)}
@@ -122,6 +182,26 @@ def _as_logfmt(record: logging.LogRecord) -> logging.LogRecord:
     quoted.msg, quoted.args = logfmt({**get_log_context(), **fields}), None
     quoted.exc_info = quoted.exc_text = quoted.stack_info = None
     return quoted
+
+
+class _BriefRecord(logging.LogRecord):
+    """A record that does not take the path apart that it has not got."""
+
+    def __init__(self, name: str, level: int, pathname: str, lineno: int, msg: object, args: Any,
+                 exc_info: Any, func: str | None = None, sinfo: str | None = None,
+                 **_: object) -> None:
+        if args or exc_info or sinfo:
+            super().__init__(name, level, pathname, lineno, msg, args, exc_info, func, sinfo)
+            return
+        # All that the constructor of `logging` sets, where there is nothing but a message.
+        self.name, self.msg, self.args = name, str(msg) if msg is None else msg, args
+        self.levelno, self.levelname = level, logging.getLevelName(level)
+        self.pathname = self.filename = self.module = self.funcName = ''
+        self.exc_info = self.exc_text = self.stack_info = None
+        self.lineno, self.created = 0, time.time()
+        self.msecs = self.created % 1 * 1000
+        self.relativeCreated = 1000 * (self.created - _STARTED)
+        self.thread = self.threadName = self.process = self.processName = None
 
 
 def look_up_only_what_is_asked_for(section: Mapping[str, Any]) -> None:
@@ -140,9 +220,13 @@ def look_up_only_what_is_asked_for(section: Mapping[str, Any]) -> None:
         return (any(field in formats for field in fields)
                 or any(not _is_known(part) for part in parts))
 
-    logging._srcfile = _SRCFILE if is_asked_for(*CALLER_FIELDS) else None
-    logging.logThreads = is_asked_for('thread')
-    logging.logProcesses = logging.logMultiprocessing = is_asked_for('process')
+    names_caller, names_thread = is_asked_for(*CALLER_FIELDS), is_asked_for('thread')
+    names_process = is_asked_for('process')
+    logging._srcfile = _SRCFILE if names_caller else None
+    logging.logThreads = names_thread
+    logging.logProcesses = logging.logMultiprocessing = names_process
+    is_brief = not (names_caller or names_thread or names_process)
+    logging.setLogRecordFactory(_BriefRecord if is_brief else logging.LogRecord)
 
 
 def _is_known(part: Mapping[str, Any]) -> bool:
@@ -156,31 +240,34 @@ def _key(name: str) -> str:
 
 
 def _value(value: object) -> str:
-    match value:
-        case str():
-            return f'"{_escape(_shorten(value))}"'
-        case bool():
-            return 'true' if value else 'false'
-        case int():
-            return int.__repr__(value)  # of one that has a name, too
-        case float() if math.isfinite(value):
-            return float.__repr__(value)
-        case float():
-            return json.dumps(value)
-    return f'"{_escape(_shorten(str(value)))}"'
+    if isinstance(value, str):
+        return _quoted(value)
+    if isinstance(value, bool):
+        return 'true' if value else 'false'
+    if isinstance(value, int):
+        return int.__repr__(value)  # of one that has a name, too
+    if isinstance(value, float):
+        return float.__repr__(value) if math.isfinite(value) else json.dumps(value)
+    return _quoted(str(value))
+
+
+def _quoted(text: str) -> str:
+    if len(text) > MAX_VALUE_LENGTH:
+        text = _shorten(text)
+    return f'"{text if _is_plain(text) else _escape(text)}"'
+
+
+def _is_plain(text: str) -> bool:
+    return text.isprintable() and '"' not in text and '\\' not in text
 
 
 def _shorten(text: str) -> str:
-    if len(text) <= MAX_VALUE_LENGTH:
-        return text
     # A traceback says most at its end, a target at its start: keep both.
     half = MAX_VALUE_LENGTH // 2
     return f'{text[:half]}…{len(text) - 2 * half} characters…{text[-half:]}'
 
 
 def _escape(text: str) -> str:
-    if text.isprintable() and '"' not in text and '\\' not in text:
-        return text
     return ''.join(_SHORT_ESCAPES.get(char) or _escape_char(char) for char in text)
 
 

@@ -9,11 +9,13 @@ them, where there are any: ``http_server_*`` (with the short labels ``method``,
 
 from __future__ import annotations
 
+import bisect
 import math
 import os
 import platform
 import re
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from http import HTTPMethod
 from typing import Literal
@@ -85,6 +87,7 @@ class Metrics:
         self._make_process_metrics()
         self._requests: dict[tuple[str, str | None, int], Histogram] = {}
         self._sizes: dict[tuple[str, str | None], tuple[Histogram, Histogram]] = {}
+        self._exemplified: dict[tuple[tuple[str, str | None, int], int], int] = {}
         self._operations: dict[tuple[str, str, str], Histogram] = {}
         self._spans: dict[str, Histogram] = {}
         self._gauges: dict[str, Gauge] = {}
@@ -105,7 +108,8 @@ class Metrics:
         self._active.dec()
         key = method, route, status
         duration = self._requests.get(key) or self._request_child(key)
-        duration.observe(seconds, {'trace_id': trace_id} if trace_id else None)
+        is_example = trace_id and self._is_first_of_second(key, seconds)
+        duration.observe(seconds, {'trace_id': str(trace_id)} if is_example else None)
         received, sent = self._sizes.get(key[:2]) or self._size_children(key[:2])
         if request_size:  # most requests have no body, and would hide how large those of others are
             received.observe(request_size)
@@ -251,6 +255,15 @@ class Metrics:
             self._gauges[name] = Gauge(name, documentation, labels, registry=self._registry,
                                        multiprocess_mode=mode)
         return self._gauges[name]
+
+    def _is_first_of_second(self, key: tuple[str, str | None, int], seconds: float) -> bool:
+        """Whether no other request of its kind that took as long has ended in this second: a
+        trace is named for each bucket (an exemplar), and is looked at every few seconds."""
+        now, kind = int(time.monotonic()), (key, bisect.bisect_left(REQUEST_BUCKETS, seconds))
+        is_first = self._exemplified.get(kind) != now
+        if is_first and key[0] in METHODS:
+            self._exemplified[kind] = now
+        return is_first
 
     def _request_child(self, key: tuple[str, str | None, int]) -> Histogram:
         method, route, status = key

@@ -18,7 +18,8 @@ from opentelemetry import trace
 
 from addrservice.utils.metrics import Metrics
 from addrservice.utils.flight_recorder import MAX_TEXT, FlightRecorder, SpanList
-from addrservice.utils.tracing import Attributes, RequestTrace, Tracing, context_of, fail
+from addrservice.utils.tracing import (
+    CURRENT_SPAN, Attributes, RequestTrace, Tracing, client_span, context_of, fail)
 
 SEE_ALL = ('ring', 'metrics')
 """The collectors that see every request, whether it is sampled or not."""
@@ -26,6 +27,7 @@ SEE_ALL = ('ring', 'metrics')
 MAX_ATTRIBUTES = 32
 """Of one span."""
 
+_NUMBERS = frozenset((bool, int, float))
 _UNSET = trace.Status()
 
 OnEnd = Callable[[str, float], object]
@@ -35,13 +37,13 @@ OnEnd = Callable[[str, float], object]
 class RecordedSpan(trace.Span):
     """A piece of work for a request: name, start, end, attributes, error."""
 
-    def __init__(self, tracer: RequestTracer, name: str, parent_id: int | None,
+    def __init__(self, tracer: RequestTracer, name: str, span_id: int, parent_id: int | None,
                  attributes: Attributes | None, start_time: int) -> None:
         """
         :param start_time: in nanoseconds since the epoch.
         """
         self.name = name
-        self.span_id = random.getrandbits(64) or 1
+        self.span_id = span_id
         self.parent_id = parent_id
         self.start_time = start_time
         self.end_time: int | None = None
@@ -93,30 +95,33 @@ class RequestTracer:
 
     def __init__(self, ids: trace.SpanContext, spans: SpanList, tell: OnEnd | None) -> None:
         """
-        :param ids: of the trace.
+        :param ids: of the request's own span.
         :param spans: where they are kept.
         :param tell: is told of each that ends.
         """
         self._ids = ids
         self._spans = spans
         self._tell = tell
-        self._root_id: int | None = None
 
     def start_root(self, name: str, parent_id: int | None, start_time: int) -> RecordedSpan:
         """The request's own span.
 
         :param parent_id: of the client's span, if it has said.
         """
-        root = self._start(name, parent_id, None, start_time)
-        self._root_id = root.span_id
-        return root
+        span = RecordedSpan(self, name, self._ids.span_id, parent_id, None, start_time)
+        self._spans.append(span)
+        return span
 
-    def start_span(self, name: str, *, attributes: Attributes | None = None) -> RecordedSpan:
-        """A span under the one that is worked for now."""
-        current = trace.get_current_span()
+    def start_span(self, name: str, context: otel_context.Context, *,
+                   attributes: Attributes | None = None) -> RecordedSpan:
+        """A span under the current one of a context."""
+        current = context.get(CURRENT_SPAN)
         # Or of the request's own, where a library has made a span that is none of ours.
-        parent_id = current.span_id if isinstance(current, RecordedSpan) else self._root_id
-        return self._start(name, parent_id, attributes, time.time_ns())
+        parent_id = current.span_id if isinstance(current, RecordedSpan) else self._ids.span_id
+        span = RecordedSpan(self, name, random.getrandbits(64) or 1, parent_id, attributes,
+                            time.time_ns())
+        self._spans.append(span)
+        return span
 
     def on_end(self, span: RecordedSpan) -> None:
         """Called by a span that has ended."""
@@ -126,14 +131,10 @@ class RequestTracer:
     def ids_of(self, span_id: int) -> trace.SpanContext:
         """The ids of a span, as others need them."""
         ids = self._ids
+        if span_id == ids.span_id:
+            return ids
         return trace.SpanContext(ids.trace_id, span_id, is_remote=False,
                                  trace_flags=ids.trace_flags, trace_state=ids.trace_state)
-
-    def _start(self, name: str, parent_id: int | None, attributes: Attributes | None,
-               start_time: int) -> RecordedSpan:
-        span = RecordedSpan(self, name, parent_id, attributes, start_time)
-        self._spans.append(span)
-        return span
 
 
 class RecordedTracing(Tracing):
@@ -171,15 +172,16 @@ class RecordedTracing(Tracing):
                 start_time: int) -> RequestTrace:
         spans = SpanList(self._max_spans)
         tracer = RequestTracer(ids, spans, self._tell)
-        parent_id = trace.get_current_span(context).get_span_context().span_id
-        span = tracer.start_root(name, parent_id or None, start_time)
+        span = tracer.start_root(name, client_span(context).span_id or None, start_time)
         return RequestTrace(span, tracer, context, start_time, spans)
 
 
 def _bounded(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes of which none is long, and not many: what a request brings is kept for a while."""
-    return {name: value if isinstance(value, (bool, int, float)) else str(value)[:MAX_TEXT]
-            for name, value in itertools.islice(attributes.items(), MAX_ATTRIBUTES)}
+    if len(attributes) > MAX_ATTRIBUTES:
+        attributes = dict(itertools.islice(attributes.items(), MAX_ATTRIBUTES))
+    return {name: value if value.__class__ in _NUMBERS else str(value)[:MAX_TEXT]
+            for name, value in attributes.items()}
 
 
 def are_recorded_only(collectors: Sequence[str]) -> bool:

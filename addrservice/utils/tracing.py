@@ -42,12 +42,21 @@ _SANE_TRACESTATE = re.compile(r'(?:[a-z0-9][a-z0-9_*/@-]*=[\x21-\x2b\x2d-\x3c\x3
 _MAX_TRACESTATE = 512
 _MAX_TRACESTATE_MEMBERS = 32
 
+CURRENT_SPAN, = trace.set_span_in_context(trace.INVALID_SPAN, otel_context.Context())
+"""The name under which a context has its current span."""
+
+_NOTHING_KNOWN = otel_context.Context()
+_NO_SPAN = trace.INVALID_SPAN_CONTEXT
+_SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
+_NOT_SAMPLED = trace.TraceFlags(trace.TraceFlags.DEFAULT)
+
 
 class Tracer(Protocol):
     """What makes spans: the SDK's tracer can, too."""
 
-    def start_span(self, name: str, *, attributes: Attributes | None) -> trace.Span:
-        """A span under the current one."""
+    def start_span(self, name: str, context: otel_context.Context, *,
+                   attributes: Attributes | None) -> trace.Span:
+        """A span under the one that is the current one in a context."""
 
 
 # Set while the work of a request is recorded. Replaced, never changed in place.
@@ -112,16 +121,14 @@ class Tracing:
     def _ids(self, context: otel_context.Context) -> trace.SpanContext:
         """Those of a request: under the client's, if it has any; sampled as the client
         or, without one, the ratio says."""
-        parent = trace.get_current_span(context).get_span_context()
-        flags = parent.trace_flags if parent.is_valid else self._flags_by_chance()
+        parent = client_span(context)
+        if not parent.is_valid:
+            flags = _SAMPLED if random.random() < self._sample_ratio else _NOT_SAMPLED
+            return trace.SpanContext(random.getrandbits(128) or 1, random.getrandbits(64) or 1,
+                                     is_remote=False, trace_flags=flags)
         return trace.SpanContext(
-            parent.trace_id or random.getrandbits(128) or 1, random.getrandbits(64) or 1,
-            is_remote=False, trace_flags=flags, trace_state=parent.trace_state)
-
-    def _flags_by_chance(self) -> trace.TraceFlags:
-        is_sampled = random.random() < self._sample_ratio
-        return trace.TraceFlags(trace.TraceFlags.SAMPLED if is_sampled
-                                else trace.TraceFlags.DEFAULT)
+            parent.trace_id, random.getrandbits(64) or 1, is_remote=False,
+            trace_flags=parent.trace_flags, trace_state=parent.trace_state)
 
     def end(self, request: RequestTrace, line: Mapping[str, Any], error: BaseException | None
             ) -> None:
@@ -137,14 +144,18 @@ class Tracing:
 
 def context_of(headers: Mapping[str, str]) -> otel_context.Context:
     """What a client says about its trace; what makes no sense counts as not said."""
-    traceparent = headers.get('traceparent', '')
-    if not _SANE_TRACEPARENT.fullmatch(traceparent):
-        return otel_context.Context()
-    carrier = {'traceparent': traceparent}
+    if 'traceparent' not in headers or not _SANE_TRACEPARENT.fullmatch(headers['traceparent']):
+        return _NOTHING_KNOWN
+    carrier = {'traceparent': headers['traceparent']}
     tracestate = headers.get('tracestate', '')
     if _is_sane_tracestate(tracestate):
         carrier['tracestate'] = tracestate
     return _PROPAGATOR.extract(carrier, otel_context.Context())
+
+
+def client_span(context: otel_context.Context) -> trace.SpanContext:
+    """The span of the client that a context knows of; one that is not valid if it knows none."""
+    return trace.get_current_span(context).get_span_context() if context else _NO_SPAN
 
 
 def _is_sane_tracestate(text: str) -> bool:
@@ -222,8 +233,9 @@ class _Recipe:
 
     def start(self, tracer: Tracer, args: Sequence[Any], kwargs: Mapping[str, Any]
               ) -> _Active:
-        return _Active(tracer.start_span(
-            self.name, attributes=self._attributes(args, kwargs)))
+        context = otel_context.get_current()
+        span = tracer.start_span(self.name, context, attributes=self._attributes(args, kwargs))
+        return _Active(span, context)
 
     def _attributes(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Attributes | None:
         if not callable(self.attributes):
@@ -239,9 +251,9 @@ class _Active:
 
     __slots__ = ('span', 'context', 'token')
 
-    def __init__(self, span: trace.Span) -> None:
+    def __init__(self, span: trace.Span, context: otel_context.Context) -> None:
         self.span = span
-        self.context = trace.set_span_in_context(span)
+        self.context = otel_context.Context({**context, CURRENT_SPAN: span})
 
     def __enter__(self) -> None:
         self.token = otel_context.attach(self.context)

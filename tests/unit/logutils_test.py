@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import logging
 import math
 import sys
+import threading
+import time
 import unittest
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -22,9 +26,9 @@ from hypothesis import example, given, settings, strategies as st
 from addrservice.config import load_config
 from addrservice.utils import logutils
 from addrservice.utils.logutils import (
-    MAX_VALUE_LENGTH, LogfmtFormatter, get_log_context, log, log_line, logfmt,
+    MAX_VALUE_LENGTH, LogfmtFormatter, TurnStreamHandler, get_log_context, log, log_line, logfmt,
     look_up_only_what_is_asked_for, one_line_trace, set_log_context)
-from tests.support import ROOT, clear_log_context, parse_logfmt, recording_logger
+from tests.support import DEADLINE, ROOT, clear_log_context, parse_logfmt, recording_logger
 
 property_test = settings(derandomize=True, deadline=None, database=None, max_examples=300)
 
@@ -297,6 +301,98 @@ class TimeTest(unittest.TestCase):
                                  theirs.formatTime(record, '%H:%M'))
 
 
+class Stream(io.StringIO):
+    """Counts how often it is flushed; what comes then has been written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[str] = []
+        self.error: Exception | None = None
+
+    def flush(self) -> None:
+        if self.error:
+            raise self.error
+        if text := self.getvalue():
+            self.written.append(text)
+            self.seek(0)
+            self.truncate()
+
+
+class TurnTest(unittest.IsolatedAsyncioTestCase):
+    """Lines of one turn of the event loop are written together."""
+
+    def setUp(self) -> None:
+        self.stream = Stream()
+        self.handler = TurnStreamHandler(self.stream)
+        self.handler.setFormatter(LogfmtFormatter('%(message)s'))
+        self.logger = logging.Logger('turns')
+        self.logger.addHandler(self.handler)
+
+    def log(self, *numbers: int) -> None:
+        for number in numbers:
+            log_line(self.logger, logging.INFO, {'n': number})
+
+    async def test_at_the_end_of_a_turn_its_lines_are_written_with_one_call(self) -> None:
+        self.log(1, 2)
+        self.assertEqual(self.stream.written, [])
+        await asyncio.sleep(0)
+        self.log(3)
+        await asyncio.sleep(0)
+        self.assertEqual(self.stream.written, ['n=1\nn=2\n', 'n=3\n'])
+
+    async def test_a_line_of_a_thread_is_written_at_once_with_what_waits(self) -> None:
+        self.log(1)
+        thread = threading.Thread(target=self.log, args=[2])
+        thread.start()
+        thread.join()  # the loop has had no turn
+        self.assertEqual(self.stream.written, ['n=1\nn=2\n'])
+
+    async def test_whoever_closes_it_within_a_turn_loses_nothing(self) -> None:
+        self.log(1)
+        self.handler.close()
+        self.assertEqual(self.stream.written, ['n=1\n'])
+
+    async def test_what_cannot_be_written_is_told_as_logging_tells_it(self) -> None:
+        self.stream.error = OSError('full')
+        with mock.patch.object(self.handler, 'handleError') as told:
+            self.log(1)
+            await asyncio.sleep(0)
+        told.assert_called_once()
+        self.stream.error = None
+        self.log(2)
+        await asyncio.sleep(0)
+        self.assertEqual(self.stream.written, ['n=1\nn=2\n'])
+
+    async def test_the_turn_is_in_no_request_s_context(self) -> None:
+        found = []
+        set_log_context(req_id='a')
+        self.addCleanup(clear_log_context)
+        with mock.patch.object(self.stream, 'flush', lambda: found.append(get_log_context())):
+            self.log(1)
+            await asyncio.sleep(0)
+        self.assertEqual(found, [{}])
+
+
+class NoLoopTest(TurnTest):
+    """Where no event loop runs, or another than before, nothing waits for it."""
+
+    async def test_a_loop_that_ended_in_its_turn_keeps_no_line_back(self) -> None:
+        async def log_and_end() -> None:
+            self.log(1)
+            asyncio.get_running_loop().stop()
+
+        def run() -> None:
+            with contextlib.closing(asyncio.new_event_loop()) as loop:
+                loop.create_task(log_and_end())
+                loop.run_forever()
+            self.log(2)
+
+        await asyncio.to_thread(run)
+        self.log(3)
+        await asyncio.sleep(0)
+        self.assertEqual(''.join(self.stream.written), 'n=1\nn=2\nn=3\n')
+
+
 class ModuleTest(unittest.TestCase):
     def test_no_logger_lives_at_module_level(self) -> None:
         self.assertEqual(list(self.loggers()), [])
@@ -313,6 +409,7 @@ class LookUpTest(unittest.TestCase):
     def setUp(self) -> None:
         for name in ('_srcfile', 'logThreads', 'logProcesses', 'logMultiprocessing'):
             self.addCleanup(setattr, logging, name, getattr(logging, name))
+        self.addCleanup(logging.setLogRecordFactory, logging.getLogRecordFactory())
 
     def looked_up(self, section: Mapping[str, Any]) -> str:
         """What a record has when this is configured: caller, thread, process."""
@@ -334,6 +431,25 @@ class LookUpTest(unittest.TestCase):
                          'format': f'{text} and more'}
             with self.subTest(text=text):
                 self.assertEqual(self.looked_up({'formatters': {'ours': formatter}}), found)
+
+    def test_a_brief_record_has_all_that_another_has(self) -> None:
+        usual = logging.LogRecord('a', logging.INFO, '', 0, 'x', (), None)
+        look_up_only_what_is_asked_for({})
+        logger, records = recording_logger()
+        log_line(logger, logging.INFO, {'n': 1})
+        logger.info('%s', 'with arguments')
+        try:
+            raise ValueError
+        except ValueError:
+            logger.exception('with an error')
+        self.assertEqual([set(vars(record)) for record in records], [set(vars(usual))] * 3)
+        ours, with_arguments, with_error = records
+        self.assertEqual((ours.getMessage(), ours.levelname, ours.name, ours.args),
+                         ('n=1', 'INFO', 'recording', ()))
+        self.assertTrue(0 <= time.time() - ours.created < DEADLINE)
+        self.assertTrue(0 <= ours.msecs < 1000)
+        self.assertEqual(with_arguments.getMessage(), 'with arguments')
+        self.assertIsInstance((with_error.exc_info or (None, None))[1], ValueError)
 
     def test_the_name_of_a_log_file_is_no_format(self) -> None:
         section = {

@@ -12,6 +12,7 @@ import unittest
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -195,6 +196,21 @@ print(metrics.exposition('')[0].decode(), flush=True)
 sys.stdin.read()
 metrics.stop()
 '''
+
+
+class ExemplarTest(MetricsTestCase):
+    def named(self, *requests: tuple[float, str]) -> set[str]:
+        """The traces that are named after requests that took so long."""
+        for seconds, trace_id in requests:
+            self.metrics.request_ended('GET', '/a', 200, seconds, 0, 1, trace_id)
+        return {sample.exemplar.labels['trace_id']
+                for sample in self.samples(OPENMETRICS) if sample.exemplar}
+
+    def test_of_requests_that_are_alike_the_first_of_a_second_has_one(self) -> None:
+        with mock.patch('time.monotonic', return_value=5.0):
+            self.assertEqual(self.named((0.002, 'a'), (0.002, 'b'), (0.3, 'c')), {'a', 'c'})
+        with mock.patch('time.monotonic', return_value=6.0):
+            self.assertEqual(self.named((0.002, 'd')), {'d', 'c'})
 
 
 class WorkersTest(unittest.TestCase):
