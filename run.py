@@ -305,6 +305,13 @@ def profile(args: argparse.Namespace) -> int:
     return run_profile(args.options)
 
 
+def bench(args: argparse.Namespace) -> int:
+    """Measure the service beside its peers, in the caller's folder: paths stay true."""
+    import_from_root()
+    from benchmarks.bench import main as run_bench
+    return run_bench(args.options)
+
+
 def import_from_root() -> None:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
@@ -448,6 +455,8 @@ def add_serving_words(words: 'Words') -> None:
     word.set_defaults(do=crash)
     words.add_parser('profile', add_help=False,
                      help="tell where a request's time goes; `profile --help` shows its options")
+    words.add_parser('bench', add_help=False,
+                     help='compare the service with its peers; `bench --help` shows its options')
 
 
 def add_checking_words(words: 'Words') -> None:
@@ -488,7 +497,7 @@ def add_paths(word: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Find the function for a word. What follows some of them is for their own parsers alone."""
-    for do in (serve, copy, profile):
+    for do in (serve, copy, profile, bench):
         if argv[:1] == [do.__name__]:
             return argparse.Namespace(do=do, options=argv[1:])
     parser = make_parser()

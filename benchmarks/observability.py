@@ -45,6 +45,7 @@ from addrservice.tornado.app import AddressBookApplication, make_tracing
 from addrservice.tornado.connection import HTTPServer
 from addrservice.tornado.listening import bind, limits_of
 from addrservice.tornado.server import configure_logging
+from addrservice.tornado.serving import LOOPS, TRANSPORTS
 from addrservice.tornado.telemetry import Telemetry
 from addrservice.utils.metrics import Metrics
 from benchmarks.driver.plan import Plan
@@ -97,7 +98,7 @@ async def serve(variant: Variant) -> None:
     telemetry = Telemetry(logger, make_tracing(config, logger, metrics), watching)
     app = AddressBookApplication(service, telemetry, Admission(CONNECTIONS), metrics)
     server = HTTPServer(app, app.refuse, limits_of(config['server']),
-                        telemetry.connection_refused)
+                        telemetry.connection_refused, TRANSPORTS[config['server']['transport']])
     sockets = bind('server', config['server'])
     server.add_sockets(sockets)
     await service.start()
@@ -274,7 +275,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--otlp', help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.serve:
-        return asyncio.run(serve(variants(args.otlp)[args.serve]))
+        with asyncio.Runner(loop_factory=LOOPS['fast']) as runner:
+            return runner.run(serve(variants(args.otlp)[args.serve]))
     pin(0, 1)
     print(*table(compare(args.rounds, args.seconds)), '', sep='\n', flush=True)
     print(*decorator_table(asyncio.run(compare_decorated())), sep='\n')

@@ -14,9 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import unittest
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import tornado.testing
 import tornado.web
@@ -29,6 +30,8 @@ from addrservice.utils import logutils
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE = 20.0
 """Seconds after which a test gives up waiting for what should take moments."""
+
+Case = TypeVar('Case', bound=unittest.TestCase)
 
 _PAIR = re.compile(r'([A-Za-z_][A-Za-z0-9_.-]*)=("(?:[^"\\]|\\.)*"|[^\s"=]+)(?: |$)')
 
@@ -62,6 +65,33 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
+transport = 'fast'
+"""What servers that tests start are on, as the configuration calls it."""
+
+
+def use_transport(name: str) -> None:
+    """Servers that are started from now on are on that transport."""
+    global transport
+    transport = name
+
+
+def on_each_transport(case: type[Case]) -> type[Case]:
+    """Has the tests of a class run on Tornado's own streams, too: nobody may be able to tell
+    one transport from the other."""
+    class OnTornado(case):  # type: ignore[misc, valid-type]  # any class of tests
+
+        @classmethod
+        def setUpClass(cls) -> None:
+            cls.addClassCleanup(use_transport, transport)
+            use_transport('tornado')
+            super().setUpClass()
+
+    OnTornado.__name__ = OnTornado.__qualname__ = f'{case.__name__}OnTornado'
+    OnTornado.__module__ = case.__module__
+    setattr(sys.modules[case.__module__], OnTornado.__name__, OnTornado)
+    return case
+
+
 class ServerProcess:
     """The service in a process of its own, as an operator starts it.
 
@@ -75,8 +105,9 @@ class ServerProcess:
         self.folder = Path(self._folder.name)
         self.log_file = self.folder / 'service.log'
         self.config_file = self.folder / 'config.yaml'
-        self.config_file.write_text(yaml.safe_dump(
-            {'logging': self._logging(), 'drain': {'delay': 0}, **(config or {})}))
+        config = {'logging': self._logging(), 'drain': {'delay': 0}, **(config or {})}
+        config['server'] = {'transport': transport, **config.get('server', {})}
+        self.config_file.write_text(yaml.safe_dump(config))
         self.command = [*command, '--config', str(self.config_file), '--port', '0', *arguments]
         self.process: subprocess.Popen[str] | None = None
         self.port = 0
@@ -138,11 +169,14 @@ class ServerProcess:
     def request(self, method: str, target: str, body: bytes | str | None = None,
                 headers: dict[str, str] | None = None) -> Answer:
         """One request on a connection of its own."""
-        connection = http.client.HTTPConnection('127.0.0.1', self.port, timeout=DEADLINE)
-        with contextlib.closing(connection):
+        with contextlib.closing(self.http_connection()) as connection:
             connection.request(method, target, body, headers or {})
             response = connection.getresponse()
             return Answer(response.status, response.reason, response.headers, response.read())
+
+    def http_connection(self) -> http.client.HTTPConnection:
+        """A connection for HTTP, not made yet."""
+        return http.client.HTTPConnection('127.0.0.1', self.port, timeout=DEADLINE)
 
     def connect(self) -> socket.socket:
         """A plain connection, for what no HTTP client would send."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tornado.web
 from tornado import httputil
+from tornado.concurrent import future_set_result_unless_cancelled
+from tornado.escape import url_unescape
 
 from addrservice import __version__
 from addrservice.service import AddressBookService
@@ -36,14 +38,43 @@ MAX_ADMIN_REQUESTS = 20
 
 
 class Route(NamedTuple):
-    """A path, with ``{name}`` for a part that varies, and who answers on it."""
+    """A path, whose last part may vary if it stands in braces, and who answers on it."""
 
     template: str
     handler: type[BaseRequestHandler]
 
-    def pattern(self) -> str:
-        """The template as a regular expression; a trailing slash is accepted."""
-        return re.sub(r'\{\w+\}', '([^/]+)', self.template) + '/?'
+    @property
+    def folder(self) -> str | None:
+        """What comes before the part that varies; None if no part does."""
+        folder, _, last = self.template.rpartition('/')
+        return folder if last.startswith('{') else None
+
+
+class RouteTable:
+    """Finds the route of a path at once, however many there are."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        """
+        :param routes: where two serve a path, the one that says all of it.
+        """
+        self._fixed = {route.template: route for route in routes if route.folder is None}
+        self._varying = {route.folder: route for route in routes if route.folder is not None}
+
+    def find(self, path: str) -> tuple[Route | None, list[bytes]]:
+        """The route that serves a path, if one does, and the part that varies, decoded.
+
+        :param path: as it was sent; a slash at its end makes no difference.
+        """
+        path = path[:-1] if path.endswith('/') and path != '/' else path
+        if route := self._fixed.get(path):
+            return route, []
+        folder, slash, last = path.rpartition('/')
+        route = self._varying.get(folder) if slash and last else None
+        if route is None:
+            return None, []
+        if '%' in last:
+            return route, [url_unescape(last, encoding=None, plus=False)]
+        return route, [last.encode()]
 
 
 ROUTES = (
@@ -74,32 +105,88 @@ ADMIN_ROUTES = (
 )
 
 
+class HandlerDelegate(httputil.HTTPMessageDelegate):
+    """Hands one request to its handler, as Tornado's own does for those that are given their
+    body as it comes; without its way through what else could be awaited than a coroutine."""
+
+    def __init__(self, application: tornado.web.Application, request: httputil.HTTPServerRequest,
+                 handler_class: type[tornado.web.RequestHandler], arguments: Mapping[str, Any],
+                 path_args: Sequence[bytes]) -> None:
+        """
+        :param arguments: for the handler's ``initialize``.
+        :param path_args: for its method.
+        """
+        self._application = application
+        self._request = request
+        self._handler_class = handler_class
+        self._arguments = arguments
+        self._path_args = path_args
+
+    def headers_received(self, start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
+                         headers: httputil.HTTPHeaders) -> asyncio.Future[None]:
+        """Starts the handler.
+
+        :return: done when it wants the body.
+        """
+        request, application, loop = self._request, self._application, asyncio.get_running_loop()
+        self._handler = handler = self._handler_class(application, request, **self._arguments)
+        request._body_future = loop.create_future()
+        prepared = loop.create_future()
+        handler._prepared_future = prepared  # type: ignore[assignment]  # None, says Tornado
+        transforms = [transform(request) for transform in application.transforms]
+        loop.create_task(handler._execute(transforms, *self._path_args))
+        return prepared
+
+    def data_received(self, data: bytes) -> Any:
+        return self._handler.data_received(data)
+
+    def finish(self) -> None:
+        future_set_result_unless_cancelled(self._request._body_future, None)
+
+    def on_connection_close(self) -> None:
+        self._handler.on_connection_close()
+
+
 class RoutedApplication(tornado.web.Application):
     """What is served on one port, and what watches over its requests."""
 
     def __init__(self, routes: Sequence[Route], service: AddressBookService,
                  telemetry: Telemetry, admission: Admission, **settings: Any) -> None:
-        self.routes = routes
+        self.table = RouteTable(routes)
         self.telemetry = telemetry
         self.admission = admission
         self.shared: dict[str, Any] = {
             'service': service, 'telemetry': telemetry, 'admission': admission}
-        super().__init__(
-            [(route.pattern(), route.handler, {**self.shared, 'route': route.template})
-             for route in routes],
-            default_handler_class=DefaultRequestHandler, default_handler_args=self.shared,
-            log_function=log_request, transforms=[TaggingGZip], **settings)
+        self._arguments = {route: {**self.shared, 'route': route.template} for route in routes}
+        super().__init__(default_handler_class=DefaultRequestHandler,
+                         default_handler_args=self.shared, log_function=log_request,
+                         transforms=[TaggingGZip], **settings)
+
+    def find_handler(  # type: ignore[override]  # Tornado names a class of its own
+            self, request: httputil.HTTPServerRequest, **kwargs: Any
+                     ) -> httputil.HTTPMessageDelegate:
+        """Who answers a request; called by the server. Tornado itself would try one pattern
+        after the other."""
+        route, arguments = self.table.find(request.path)
+        if route is None:
+            return super().find_handler(request, **kwargs)
+        return self.get_handler_delegate(
+            request, route.handler, self._arguments[route], arguments)
+
+    def get_handler_delegate(  # type: ignore[override]  # as above
+            self, request: httputil.HTTPServerRequest,
+            target_class: type[tornado.web.RequestHandler],
+            target_kwargs: dict[str, Any] | None = None, path_args: list[bytes] | None = None,
+            path_kwargs: dict[str, bytes] | None = None) -> httputil.HTTPMessageDelegate:
+        """Runs a handler for a request."""
+        return HandlerDelegate(self, request, target_class, target_kwargs or {}, path_args or [])
 
     def refuse(self, request: httputil.HTTPServerRequest, error: tornado.web.HTTPError
                ) -> httputil.HTTPMessageDelegate:
         """Who answers a request that cannot be served, as every error is answered."""
+        route, _ = self.table.find(request.path)
         return self.get_handler_delegate(request, ErrorRequestHandler, {
-            **self.shared, 'route': self.template_of(request.path), 'error': error})
-
-    def template_of(self, path: str) -> str | None:
-        """The template of the route that serves a path, if one does."""
-        return next((route.template for route in self.routes
-                     if re.fullmatch(route.pattern(), path)), None)
+            **self.shared, 'route': route and route.template, 'error': error})
 
 
 class AddressBookApplication(RoutedApplication):

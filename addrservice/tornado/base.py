@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import http.client
 import json
 import logging
 import random
 import sys
+import time
 from asyncio import Future
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 import tornado.web
+from tornado import httputil
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 
@@ -21,6 +24,7 @@ from addrservice import errors
 from addrservice.service import AddressBookService
 from addrservice.tornado.admission import Admission
 from addrservice.tornado.conditions import compressed_etag, is_compressed, read_tags
+from addrservice.tornado.messages import Headers
 from addrservice.tornado.json_body import parse_json, require_json_type, to_json
 from addrservice.tornado.telemetry import Telemetry
 from addrservice.utils import logutils
@@ -75,20 +79,26 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         self.hung_up = False
         self.has_begun_answer = False
         self._body = bytearray()
+        self.task: asyncio.Task[object] | None = None
         admission.enter(self.is_probe)
-        self.set_header('X-Request-ID', self.event.req_id)
+        # Set without another look, as all that is known to be good: `set_header` checks it.
+        self._headers['X-Request-ID'] = self.event.req_id
 
-    def set_default_headers(self) -> None:
-        self.clear_header('Content-Type')
-        self.set_header('Server', 'addrservice')
-        self.set_header('Cache-Control', 'no-store')
-        self.set_header('X-Content-Type-Options', 'nosniff')
+    def clear(self) -> None:
+        """Begins the answer anew. It replaces Tornado's own, which formats the date for each
+        answer, and sets a Content-Type."""
+        headers = self._headers = Headers()
+        headers['Server'] = 'addrservice'
+        headers['Date'] = http_date(int(time.time()))
+        headers['Cache-Control'] = 'no-store'
+        headers['X-Content-Type-Options'] = 'nosniff'
+        self._write_buffer = []
+        self._status_code, self._reason = 200, STANDARD_PHRASES[200]
 
     def prepare(self) -> None:
         self.event.enter()
-        task = asyncio.current_task()
-        assert task is not None
-        self.admission.work_in(task)
+        self.task = asyncio.current_task()
+        self.admission.work_in(self.task)
         if self.admission.is_overloaded() and not self.is_probe:
             raise errors.Overloaded('There is more to do than this server takes on; try later')
 
@@ -134,12 +144,27 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         self.has_begun_answer = True
         return super().flush(include_footers)
 
+    def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> Future[None]:
+        """Ends the request; called by Tornado if nobody else does."""
+        if chunk is not None:
+            self.write(chunk)
+        if not self.has_begun_answer and self._status_code not in (204, 304):
+            self._headers['Content-Length'] = str(sum(map(len, self._write_buffer)))
+        return super().finish()
+
     def compute_etag(self) -> str | None:
         """The tag of an answer to GET and HEAD; called by Tornado at the end."""
         return self.etag
 
+    def set_etag_header(self) -> None:
+        """Called by Tornado at the end."""
+        if etag := self.compute_etag():
+            self._headers['Etag'] = etag
+
     def check_etag_header(self) -> bool:
         """Whether the client has that answer, so that it is 304; called by Tornado."""
+        if 'If-None-Match' not in self.request.headers:
+            return False
         etag = self._headers.get('Etag')
         tags = read_tags(self.request.headers, 'If-None-Match') if etag else None
         if etag is None or tags is None or not tags.match_weakly(etag.strip('"')):
@@ -147,11 +172,12 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         # The tag that a 200 would have had (section 15.4.5).
         if is_compressed(self.request.headers, sum(map(len, self._write_buffer))):
             self.set_header('Etag', compressed_etag(etag))
+        self.clear_header('Content-Length')
         return True
 
     def set_json_type(self) -> None:
         """The answer is going to be JSON."""
-        self.set_header('Content-Type', 'application/json; charset=UTF-8')
+        self._headers['Content-Type'] = 'application/json; charset=UTF-8'
 
     def finish_json(self, document: object) -> None:
         """Ends the request with a document."""
@@ -272,8 +298,18 @@ def log_request(handler: tornado.web.RequestHandler) -> None:
     event.time_ms = round(1000 * handler.request.request_time(), 3)
     event.body_bytes_sent = getattr(connection, 'body_bytes_sent', None)
     event.body_bytes_received = getattr(connection, 'body_bytes_received', len(handler._body))
-    handler.admission.leave(handler.is_probe)
+    handler.admission.leave(handler.is_probe, handler.task)
     handler.telemetry.ended(event)
+
+
+@functools.lru_cache(maxsize=1)
+def http_date(seconds: int) -> str:
+    """A moment as HTTP has it (RFC 9110 section 5.6.7); of the many answers of one second, the
+    first has it looked up.
+
+    :param seconds: since the epoch.
+    """
+    return httputil.format_timestamp(seconds)
 
 
 def status_of(error: BaseException) -> int:

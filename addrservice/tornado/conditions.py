@@ -89,9 +89,9 @@ def read_tags(headers: httputil.HTTPHeaders, name: str) -> Tags | None:
 
     :raises HTTPError: 400, it holds something else.
     """
-    value = headers.get(name)
-    if value is None:
+    if name not in headers:
         return None
+    value = headers[name]
     if value.strip(' \t') == '*':
         return ANY
     if not _LIST.fullmatch(value):

@@ -2,31 +2,40 @@
 
 Tornado's own HTTPServer answers what goes wrong below a handler (a malformed
 line, a slow header, a body too large) with a bare 400 or by hanging up, and
-nothing is told of it. This server keeps Tornado's streams, parser and
-`Application`, and reads requests itself: whatever it refuses goes to a
+nothing is told of it. This server keeps Tornado's `Application` and what it
+talks to, and reads requests itself: whatever it refuses goes to a
 `RequestHandler` too, and so gets the same error document, log line and
 headers as any other error. Only public interfaces of Tornado are used.
+
+How bytes come and go is the business of a transport: `transport.py` or
+`stream_transport.py`. Each has a kind of `Connection`.
 """
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import socket
+import ssl
 import struct
 import sys
+import termios
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tornado import httputil
-from tornado.iostream import IOStream, StreamClosedError
-from tornado.tcpserver import TCPServer
+from tornado.concurrent import future_set_result_unless_cancelled
+from tornado.iostream import StreamClosedError
+from tornado.netutil import add_accept_handler
 from tornado.web import Application, HTTPError
 
-from addrservice.tornado.exchange import Exchange, Peer
-from addrservice.tornado.reader import READ_SIZE, Input, Limits, RequestReader
+from addrservice.tornado.exchange import Exchange, Peer, Stream
+from addrservice.tornado.reader import Input, Limits, RequestReader
 
 LINGER_SECONDS = 2.0
 IDLE_GRACE = 1.0
@@ -47,54 +56,40 @@ DROP_SYN = b''.join(struct.pack('HBBI', *instruction) for instruction in (
 Refuse = Callable[[httputil.HTTPServerRequest, HTTPError], httputil.HTTPMessageDelegate]
 
 
-class HTTPServer(TCPServer):
+class HTTPServer:
     """Accepts connections and serves an application on them until drained."""
 
     def __init__(self, application: Application, refuse: Refuse, limits: Limits,
-                 on_refused: Callable[[str], None]) -> None:
+                 on_refused: Callable[[str], None], connect: Connect,
+                 tls: ssl.SSLContext | None = None) -> None:
         """
         :param application: what requests are for.
         :param refuse: from a request that cannot be served, and the error, to
             the delegate that answers it.
         :param limits: what connections may cost.
         :param on_refused: gets the address of each client whose connection is one too many.
+        :param connect: makes a connection that serves of one that was accepted: the transport.
+        :param tls: with which connections are encrypted, if they are.
         """
-        # Room for a header that is over the limit and is to be told so, and
-        # for what a client sends ahead; more closes the connection.
-        super().__init__(max_buffer_size=limits.max_header_size + limits.max_body_size
-                         + 4 * READ_SIZE, read_chunk_size=READ_SIZE)
         self.application = application
         self.refuse = refuse
         self.limits = limits
         self.on_refused = on_refused
+        self.tls = tls
         self.draining = False
-        self.connections: dict[ClientConnection, None] = {}
+        self.connections: dict[Connection, None] = {}
         """Those that are open, the oldest first."""
+        self.idle = IdleConnections(limits.idle_timeout)
+        self._connect = connect
         self._listening: list[socket.socket] = []
+        self._stop_accepting: list[Callable[[], None]] = []
         self._drained_at = float('-inf')
-
-    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]
-                      ) -> Coroutine[Any, Any, None] | None:
-        """Serves one connection to its end; called by Tornado."""
-        if len(self.connections) >= self.limits.max_connections and not self._make_room():
-            stream.close()
-            self.on_refused(address[0])
-            return None
-        connection = ClientConnection(self, stream, address[0])
-        # Known from now on, not from when its task first runs: a drain waits for it.
-        self.connections[connection] = None
-        return self._serve(connection)
-
-    async def _serve(self, connection: ClientConnection) -> None:
-        try:
-            await connection.serve()
-        finally:
-            self.connections.pop(connection, None)
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Accepts connections on these listening sockets until `stop`."""
         self._listening = list(sockets)
-        super().add_sockets(self._listening)
+        self._stop_accepting = [add_accept_handler(listening, self._on_connection)
+                                for listening in self._listening]
 
     async def stop_accepting(self) -> None:
         """Serves who has connected, and lets nobody else connect."""
@@ -102,6 +97,14 @@ class HTTPServer(TCPServer):
             drop_new_connections(listening)
         await asyncio.sleep(ACCEPT_SECONDS)
         self.stop()
+
+    def stop(self) -> None:
+        """Accepts no connection any more."""
+        for stop_accepting in self._stop_accepting:
+            stop_accepting()
+        for listening in self._listening:
+            listening.close()
+        self._stop_accepting, self._listening = [], []
 
     def drain(self) -> None:
         """From now on every answer closes its connection."""
@@ -125,16 +128,68 @@ class HTTPServer(TCPServer):
     def close_connections(self) -> None:
         """Closes what is still open, whatever it does."""
         for connection in tuple(self.connections):
-            connection.stream.close()
+            connection.close()
 
-    def _make_room(self) -> bool:
-        """Closes an idle connection, so that idle clients cannot keep others,
-        probes above all, from being served."""
-        for connection in tuple(self.connections):
-            if connection.close_if_idle():
-                del self.connections[connection]
-                return True
-        return False
+    def has_closed(self, connection: Connection) -> None:
+        """Called by a connection that is no more."""
+        self.connections.pop(connection, None)
+        self.idle.discard(connection)
+
+    def _on_connection(self, accepted: socket.socket, address: tuple[Any, ...]) -> None:
+        if len(self.connections) >= self.limits.max_connections and not self.idle.close_oldest():
+            accepted.close()
+            self.on_refused(address[0])
+            return
+        try:
+            connection = self._connect(self, accepted, address[0])
+        except OSError:  # gone already: TLS has looked for who is at the other end
+            return accepted.close()
+        # Known from now on, not from when it first does something: a drain waits for it.
+        self.connections[connection] = None
+
+
+class IdleConnections:
+    """Those that wait for a request, the longest first; none waits longer than it may."""
+
+    def __init__(self, timeout: float) -> None:
+        """
+        :param timeout: seconds that a connection may wait.
+        """
+        self._timeout = timeout
+        self._since: dict[Connection, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, connection: Connection) -> None:
+        """It waits from now on."""
+        now = time.monotonic()
+        self._since[connection] = now
+        if self._timer is None:
+            self._wait(self._timeout)
+
+    def discard(self, connection: Connection) -> None:
+        """It does not wait any more, if it did."""
+        self._since.pop(connection, None)
+
+    def __contains__(self, connection: object) -> bool:
+        return connection in self._since
+
+    def close_oldest(self) -> bool:
+        """Closes one, so that idle clients cannot keep others, probes above all,
+        from being served.
+
+        :return: whether there was one.
+        """
+        return any(connection.close_if_idle() for connection in tuple(self._since))
+
+    def _wait(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._close_expired)
+
+    def _close_expired(self) -> None:
+        self._timer, now = None, time.monotonic()
+        for connection, since in tuple(self._since.items()):
+            if since + self._timeout > now:
+                return self._wait(since + self._timeout - now)
+            connection.close_if_idle()
 
 
 def drop_new_connections(listening: socket.socket) -> None:
@@ -152,104 +207,135 @@ def drop_new_connections(listening: socket.socket) -> None:
             listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, length_and_address)
 
 
-class ClientConnection:
+class Connection(ABC):
     """One client's connection: its requests are read and answered in turn."""
 
-    def __init__(self, server: HTTPServer, stream: IOStream, ip: str) -> None:
+    def __init__(self, server: HTTPServer, stream: Stream, source: Input, ip: str) -> None:
         """
         :param server: whose connection it is.
-        :param stream: the connection itself.
-        :param ip: the address at its other end.
+        :param stream: takes what is sent.
+        :param source: has what comes.
+        :param ip: the address at the other end.
         """
         self.server = server
         self.limits = server.limits
         self.stream = stream
-        self.input = Input(stream)
+        self.input = source
         self.ip = ip
-        self.idle = True
         self.made_at = time.monotonic()
 
-    async def serve(self) -> None:
-        """Returns when the connection is closed."""
-        self.stream.set_nodelay(True)
-        try:
-            while await self._next_request():
-                exchange = Exchange(self.stream, Peer(self.ip), self.limits.write_timeout,
-                                    lambda: self.server.draining)
-                await self._answer(exchange)
-                if exchange.close_after or self.stream.closed():
-                    break
-        finally:
-            self.stream.close()
+    @abstractmethod
+    def watch_client(self, on_hang_up: Callable[[], None] | None) -> None:
+        """What to call when the client hangs up while it waits for its answer."""
+
+    def close(self) -> None:
+        """Closes the connection, whatever it does."""
+        self.stream.close()
 
     def close_if_idle(self) -> bool:
         """Closes the connection unless a request is, or may be, under way.
 
         :return: whether it is closed.
         """
-        is_idle = self.idle and self.stream.reading() and not self._has_input()
+        is_idle = self in self.server.idle and self.is_waiting() and not self._has_input()
         if is_idle:
-            self.stream.close()
+            self.close()
+            self.server.has_closed(self)
         return is_idle
 
-    def _has_input(self) -> bool:
-        """Whether something has arrived that the event loop has not seen yet."""
-        try:
-            return bool(self.stream.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except OSError:
-            return False
+    def is_waiting(self) -> bool:
+        """Whether nothing has come that an idle connection is about to learn of."""
+        return True
 
-    async def _next_request(self) -> bool:
-        """Waits for the first bytes of the next request; False if none come."""
-        self.idle = True
-        try:
-            async with asyncio.timeout(self.limits.idle_timeout):
-                await self.input.wait()
-            return True
-        except (TimeoutError, StreamClosedError):
-            return False
-        finally:
-            self.idle = False
+    def exchange(self, on_end: Callable[[], None]) -> Exchange:
+        """The way out for the answer to the next request.
 
-    async def _answer(self, exchange: Exchange) -> None:
+        :param on_end: runs when it has been answered, or cannot be.
+        """
+        peer = Peer(self.ip, 'https' if self.server.tls else 'http')
+        return Exchange(self.stream, peer, self.limits.write_timeout,
+                        lambda: self.server.draining, on_end)
+
+    def delegate_of(self, request: httputil.HTTPServerRequest, exchange: Exchange
+                    ) -> httputil.HTTPMessageDelegate:
+        """Who answers a request."""
+        try:
+            return self.server.application.find_handler(request)
+        except HTTPError as error:
+            return self._refusal(request, error, exchange)
+
+    async def answer_next(self) -> bool:
+        """Reads the request that begins in the input, and answers it, whatever it is.
+
+        :return: whether the connection may go on.
+        """
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        exchange = self.exchange(lambda: future_set_result_unless_cancelled(answered, None))
         reader = RequestReader(self.input, self.limits, exchange)
         try:
             request = await reader.read()
-            delegate: httputil.HTTPMessageDelegate = self.server.application.find_handler(request)
+            delegate = self.delegate_of(request, exchange)
         except HTTPError as error:
-            exchange.close_after = True
             request = reader.request
-            delegate = self.server.refuse(request, error)
-            request.body = b''
-        await self._run(delegate, request, exchange)
+            delegate = self._refusal(request, error, exchange)
+        try:
+            await self._run(delegate, request, exchange, answered)
+        except Exception as error:
+            self.fail(error, exchange)
+            return False
         if reader.unread_input or (exchange.close_after and self.input.buffer):
             await self._linger()
+        return not (exchange.close_after or self.stream.closed())
+
+    def fail(self, error: Exception, exchange: Exchange) -> None:
+        """Closes the connection of a handler that failed where it cannot answer."""
+        asyncio.get_running_loop().call_exception_handler({
+            'message': 'A request could not be handed to its handler', 'exception': error})
+        self.close()
+        exchange.on_hang_up()
+
+    def _refusal(self, request: httputil.HTTPServerRequest, error: HTTPError, exchange: Exchange
+                 ) -> httputil.HTTPMessageDelegate:
+        exchange.close_after = True
+        request.body = b''
+        return self.server.refuse(request, error)
 
     async def _run(self, delegate: httputil.HTTPMessageDelegate,
-                   request: httputil.HTTPServerRequest, exchange: Exchange) -> None:
+                   request: httputil.HTTPServerRequest, exchange: Exchange,
+                   answered: asyncio.Future[None]) -> None:
         prepared = delegate.headers_received(exchange.request_start_line, request.headers)
         if prepared is not None:
             await prepared
-        if request.body and not exchange.answered.done():
-            delegate.data_received(request.body)
+        if request.body and not answered.done():
+            received = delegate.data_received(request.body)
+            if received is not None:
+                await received
         delegate.finish()
         await asyncio.sleep(0)  # most answers need no more, and nobody to watch the client
-        if not exchange.answered.done():
-            await self._answered_or_closed(exchange)
-
-    async def _answered_or_closed(self, exchange: Exchange) -> None:
-        self.stream.set_close_callback(exchange.on_hang_up)
-        if self.stream.closed():  # before anyone wanted to know
-            exchange.on_hang_up()
-        await exchange.answered
-        self.stream.set_close_callback(None)
+        if not answered.done():
+            self.watch_client(exchange.on_hang_up)
+            await answered
+            self.watch_client(None)
 
     async def _linger(self) -> None:
         """Reads on for a moment before closing, as TCP would otherwise throw
         away an answer that the client has not read yet (RFC 9112 section 9.6)."""
         if self.stream.closed():
             return
-        with contextlib.suppress(OSError, TimeoutError):
-            self.stream.socket.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError, StreamClosedError, TimeoutError):
+            if self.server.tls is None:  # with it, the other side would take that for an attack
+                self.stream.socket.shutdown(socket.SHUT_WR)
             async with asyncio.timeout(LINGER_SECONDS):
                 await self.input.discard_all()
+
+    def _has_input(self) -> bool:
+        """Whether something has arrived that the event loop has not seen yet."""
+        count = array.array('i', [0])
+        with contextlib.suppress(OSError, ValueError):  # it is closed
+            fcntl.ioctl(self.stream.socket, termios.FIONREAD, count)
+        return count[0] > 0
+
+
+Connect = Callable[[HTTPServer, socket.socket, str], Connection]
+"""From a server, a connection that it has accepted and the address at its other
+end to the connection that serves."""

@@ -6,14 +6,32 @@ import asyncio
 import socket
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn, Protocol
 
 from tornado import httputil
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import StreamClosedError
 
 TCP_INFO_SIZE = 128
 TCP_INFO_BYTES_ACKED = 120
 """Offset of ``tcpi_bytes_acked`` in ``struct tcp_info`` of linux/tcp.h."""
+
+
+class Stream(Protocol):
+    """What an exchange needs of a connection; Tornado's `IOStream` is one."""
+
+    socket: socket.socket
+
+    def write(self, data: bytes, /) -> asyncio.Future[None]:
+        """Sends bytes; done when the last one has left.
+
+        :raises StreamClosedError: it is closed.
+        """
+
+    def closed(self) -> bool:
+        """Whether nothing can be sent any more."""
+
+    def close(self) -> None:
+        """Closes it at once, whatever has not left yet."""
 
 
 class Peer(NamedTuple):
@@ -26,14 +44,15 @@ class Peer(NamedTuple):
 class Exchange(httputil.HTTPConnection):
     """One request's way out: what its handler writes the answer to."""
 
-    def __init__(self, stream: IOStream, peer: Peer, write_timeout: float,
-                 is_draining: Callable[[], bool]) -> None:
+    def __init__(self, stream: Stream, peer: Peer, write_timeout: float,
+                 is_draining: Callable[[], bool], on_end: Callable[[], None]) -> None:
         """
         :param stream: the connection.
         :param peer: whom handlers are told they talk to.
         :param write_timeout: seconds for which the client may acknowledge
             nothing of an answer that waits for it.
         :param is_draining: whether connections should end with their answers.
+        :param on_end: runs once, when the connection may go on to its next request.
         """
         self.write_timeout = write_timeout
         self.is_draining = is_draining
@@ -46,8 +65,10 @@ class Exchange(httputil.HTTPConnection):
         """Of the request, as they were sent: compressed, perhaps."""
         self.undelivered = False
         """Whether the connection was closed before the answer was out."""
-        self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.has_ended = False
+        self._on_end = on_end
         self._chunked = False
+        self._body_left: int | None = None
         self._last_write: asyncio.Future[None] | None = None
         self._close_callback: Callable[[], None] | None = None
 
@@ -60,15 +81,16 @@ class Exchange(httputil.HTTPConnection):
                       ) -> asyncio.Future[None]:
         assert isinstance(start_line, httputil.ResponseStartLine)
         self._decide_framing(start_line.code, headers)
-        lines = [f'HTTP/1.1 {start_line.code} {start_line.reason}',
-                 *(f'{name}: {value}' for name, value in headers.get_all())]
-        head = '\r\n'.join([*lines, '', '']).encode('latin-1')
-        return self._send(head + self._framed(chunk or b''))
+        fields = ''.join([f'{name}: {value}\r\n' for name, value in headers.get_all()])
+        head = f'HTTP/1.1 {start_line.code} {start_line.reason}\r\n{fields}\r\n'
+        return self._send(head.encode('latin-1') + self._framed(chunk or b''))
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
         return self._send(self._framed(chunk))
 
     def finish(self) -> None:
+        if self._body_left and not self.stream.closed():
+            self._break_off(f'{self._body_left} bytes less than Content-Length')
         if self._chunked:
             self._send(b'0\r\n\r\n')
         if self._last_write is None or self._last_write.done():
@@ -82,8 +104,9 @@ class Exchange(httputil.HTTPConnection):
 
     def end(self) -> None:
         """The connection may go on to its next request."""
-        if not self.answered.done():
-            self.answered.set_result(None)
+        if not self.has_ended:
+            self.has_ended = True
+            self._on_end()
 
     def on_hang_up(self) -> None:
         """The client has closed the connection; called by the stream."""
@@ -95,7 +118,11 @@ class Exchange(httputil.HTTPConnection):
     def _decide_framing(self, status: int, headers: httputil.HTTPHeaders) -> None:
         """How the client learns where the answer ends (RFC 9112 section 6)."""
         method, _, version = self.request_start_line
-        has_body = method != 'HEAD' and status not in (204, 304)
+        has_body = method != 'HEAD' and status not in (204, 304) and status >= 200
+        if not has_body:
+            self._body_left = 0
+        elif 'Content-Length' in headers:
+            self._body_left = int(headers['Content-Length'])
         ends_with_connection = has_body and 'Content-Length' not in headers
         self._chunked = ends_with_connection and version != 'HTTP/1.0'
         self.close_after |= self.is_draining() or (ends_with_connection and not self._chunked)
@@ -106,9 +133,17 @@ class Exchange(httputil.HTTPConnection):
         elif version == 'HTTP/1.0':
             headers['Connection'] = 'keep-alive'
 
+    def _break_off(self, fault: str) -> NoReturn:
+        """Keeps what comes next from being taken for part of this answer, or that for this."""
+        self.stream.close()
+        raise httputil.HTTPOutputError(f'Tried to write {fault}')
+
     def _framed(self, chunk: bytes) -> bytes:
-        if not self.stream.closed():
-            self.body_bytes_sent += len(chunk)
+        if self._body_left is not None:
+            self._body_left -= len(chunk)
+            if self._body_left < 0:
+                self._break_off('more than Content-Length')
+        self.body_bytes_sent += len(chunk)
         if self._chunked and chunk:
             return b'%x\r\n%b\r\n' % (len(chunk), chunk)
         return chunk
@@ -122,6 +157,7 @@ class Exchange(httputil.HTTPConnection):
             self._last_write.set_exception(error)
             self._last_write.exception()  # nobody needs to look at it
         if not self._last_write.done():
+            self._last_write.add_done_callback(self._notice_failure)
             self._cut_off_if_stalled(self._last_write)
         return self._last_write
 
@@ -135,8 +171,12 @@ class Exchange(httputil.HTTPConnection):
                 self.write_timeout, self._cut_off_if_stalled, write, now_acknowledged)
             write.add_done_callback(lambda _: timer.cancel())
 
+    def _notice_failure(self, write: asyncio.Future[None]) -> None:
+        if not write.cancelled() and write.exception():
+            self.on_hang_up()
 
-def bytes_acknowledged(stream: IOStream) -> int:
+
+def bytes_acknowledged(stream: Stream) -> int:
     """How many bytes the client's side has taken, where the system tells (Linux
     does); else 0. A stream tells only when its last byte has left."""
     if stream.closed() or not hasattr(socket, 'TCP_INFO'):

@@ -16,13 +16,14 @@ from tornado.web import HTTPError
 
 MAX_HEADER_FIELDS = 100
 MAX_TARGET_LENGTH = 8 * 1024
+MAX_LENGTH_DIGITS = 18
 END_OF_HEAD = re.compile(rb'\r?\n\r?\n')
 END_OF_LINE = re.compile(rb'\n')
 
 _STRAY_LINE_BREAK = re.compile(rb'(?<!\r)\n|\r(?!\n)|\0')
 _FIRST_BYTE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z\r]")
 _LIKELY_START = re.compile(rb'([!-~]{1,32}) ([!-~\x80-\xff]{1,8192})')
-_LENGTH = re.compile(r'[0-9]{1,18}')
+_LENGTH = re.compile(r'[0-9]{1,%d}' % MAX_LENGTH_DIGITS)
 _CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,16})(?:;[\t -~\x80-\xff]*)?\r\n')
 _ABSOLUTE_FORM = re.compile(r'https?://([^/?#]*)(.*)', re.IGNORECASE)
 
@@ -110,7 +111,9 @@ def inflate(data: bytes, max_size: int) -> bytes:
 
 def wants_close(start_line: httputil.RequestStartLine, headers: httputil.HTTPHeaders) -> bool:
     """Whether the connection ends with this request (RFC 9112 section 9.3)."""
-    options = {option.strip().lower() for option in headers.get('Connection', '').split(',')}
+    if 'Connection' not in headers:
+        return start_line.version == 'HTTP/1.0'
+    options = {option.strip().lower() for option in headers['Connection'].split(',')}
     return 'close' in options or (start_line.version == 'HTTP/1.0'
                                   and 'keep-alive' not in options)
 

@@ -7,6 +7,7 @@ import errno
 import ipaddress
 import resource
 import socket
+import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,6 +59,24 @@ def limits_of(settings: Mapping[str, Any]) -> Limits:
         body_timeout=settings['body-timeout'],
         write_timeout=settings['write-timeout'],
         trusted_proxies=[_network(text) for text in settings['trusted-proxies']])
+
+
+def tls_of(settings: Mapping[str, Any]) -> ssl.SSLContext | None:
+    """What the section ``server`` says about TLS; None if it says nothing.
+
+    :raises ConfigError: the certificate or its key cannot be used.
+    """
+    if 'tls' not in settings:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificate, key = settings['tls']['certificate'], settings['tls']['key']
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as error:  # `ssl.SSLError` is one
+        reason = getattr(error, 'reason', None) or error.strerror
+        raise ConfigError(f'server.tls: {certificate} and {key} cannot be used as a certificate '
+                          f'and its key: {reason}') from error
+    return context
 
 
 def admin_limits(limits: Limits) -> Limits:

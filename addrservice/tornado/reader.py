@@ -6,15 +6,17 @@ import asyncio
 import ipaddress
 import itertools
 import re
-from collections.abc import Awaitable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tornado import httputil
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 
 from addrservice.tornado import framing
 from addrservice.tornado.exchange import Exchange, Peer
+from addrservice.tornado.messages import Request
 
 READ_SIZE = 64 * 1024
 MAX_CHUNK_LINE = 4 * 1024
@@ -37,17 +39,23 @@ class Limits:
     trusted_proxies: Sequence[Network] = ()
 
 
-class Input:
+class Input(ABC):
     """What a client sends: taken in pieces that the reader asks for.
 
-    A stream could look for the end of a header, too, but closes the connection
-    when that does not come; here there is somebody left to be told.
+    A stream of Tornado could look for the end of a header, too, but closes the
+    connection when that does not come; here there is somebody left to be told.
     """
 
-    def __init__(self, stream: IOStream) -> None:
-        self.stream = stream
+    def __init__(self) -> None:
         self.buffer = bytearray()
-        self._read: Awaitable[bytes] | None = None
+        """What has come and has not been taken."""
+
+    @abstractmethod
+    async def receive(self) -> None:
+        """Returns when there is more in the buffer than before. It may be cancelled.
+
+        :raises StreamClosedError: there never will be.
+        """
 
     async def wait(self) -> None:
         """Returns when there is something to take.
@@ -55,7 +63,7 @@ class Input:
         :raises StreamClosedError: there never will be.
         """
         if not self.buffer:
-            await self._receive()
+            await self.receive()
 
     async def take_until(self, end: re.Pattern[bytes], max_size: int) -> bytes:
         """Takes everything up to what the pattern matches, and that.
@@ -67,7 +75,9 @@ class Input:
             if len(self.buffer) > max_size:
                 raise OverflowError
             searched = max(0, len(self.buffer) - 3)  # a match may have begun
-            await self._receive()
+            await self.receive()
+        if match.end() > max_size:
+            raise OverflowError
         return self._take(match.end())
 
     async def take(self, size: int) -> bytes:
@@ -76,21 +86,15 @@ class Input:
         :raises StreamClosedError: fewer came.
         """
         while len(self.buffer) < size:
-            await self._receive()
+            await self.receive()
         return self._take(size)
 
     async def discard_all(self) -> None:
         """Takes and forgets whatever comes, until the client closes."""
         while True:
             self.buffer.clear()
-            await self._receive()
+            await self.receive()
             await asyncio.sleep(0)  # others have their turn, however fast it comes
-
-    async def _receive(self) -> None:
-        # A time-out must not cancel the read itself: a stream takes no other then.
-        self._read = self._read or self.stream.read_bytes(READ_SIZE, partial=True)
-        self.buffer += await asyncio.shield(self._read)
-        self._read = None
 
     def _take(self, size: int) -> bytes:
         taken = bytes(self.buffer[:size])
@@ -152,14 +156,9 @@ class RequestReader:
         self.request.method, self.request.uri, _ = start_line
 
     def _understand_head(self, data: bytes) -> None:
-        exchange = self.exchange
         self._guess_start_line(data)
         start_line, headers = framing.parse_head(data, self.limits.max_header_size)
-        exchange.request_start_line = start_line
-        exchange.context = Peer(client_ip(exchange.context.remote_ip, headers,
-                                          self.limits.trusted_proxies))
-        self.request = _request(exchange, headers)
-        exchange.close_after = framing.wants_close(start_line, headers)
+        self.request = request_for(self.exchange, start_line, headers, self.limits.trusted_proxies)
 
     async def _read_body(self) -> bytes:
         length = framing.body_length(self.exchange.request_start_line, self.request.headers)
@@ -254,9 +253,24 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return getattr(address, 'ipv4_mapped', None) or address
 
 
+def request_for(exchange: Exchange, start_line: httputil.RequestStartLine,
+                headers: httputil.HTTPHeaders, trusted: Sequence[Network]
+                ) -> httputil.HTTPServerRequest:
+    """The request that has this head; the exchange is told what there is to answer.
+
+    :param trusted: as for `client_ip`.
+    :raises HTTPError: 400, its Host or its query string makes no sense.
+    """
+    exchange.request_start_line = start_line
+    if 'X-Forwarded-For' in headers:
+        exchange.context = Peer(client_ip(exchange.context.remote_ip, headers, trusted))
+    request = _request(exchange, headers)
+    exchange.close_after = framing.wants_close(start_line, headers)
+    return request
+
+
 def _request(exchange: Exchange, headers: httputil.HTTPHeaders) -> httputil.HTTPServerRequest:
     try:
-        return httputil.HTTPServerRequest(
-            connection=exchange, headers=headers, start_line=exchange.request_start_line)
+        return Request(exchange, exchange.request_start_line, headers)
     except httputil.HTTPInputError as error:
         raise HTTPError(400, 'The Host or the query string cannot be read') from error

@@ -15,7 +15,6 @@ if __name__ == '__main__':
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import argparse
-import asyncio
 import logging
 import logging.config
 from collections.abc import Sequence
@@ -39,7 +38,8 @@ DEFAULT_LOGGING: Config = {
     'formatters': {'logfmt': {
         '()': 'addrservice.utils.logutils.LogfmtFormatter',
         'fmt': 'time="%(asctime)s" logger="%(name)s" level="%(levelname)s" %(message)s'}},
-    'handlers': {'console': {'class': 'logging.StreamHandler', 'formatter': 'logfmt'}},
+    'handlers': {'console': {
+        'class': 'addrservice.utils.logutils.TurnStreamHandler', 'formatter': 'logfmt'}},
     'root': {'level': 'WARNING', 'handlers': ['console']},
 }
 
@@ -106,8 +106,8 @@ def serve(args: argparse.Namespace, config: Config, worker: Worker | None = None
     :raises ConfigError: the configuration cannot be used.
     """
     # Not before: what counts looks when it is imported whether others count, too.
-    from addrservice.tornado.serving import Server
-    asyncio.run(Server(config, args.debug, worker).run())
+    from addrservice.tornado.serving import run
+    run(config, args.debug, worker)
     return 0
 
 

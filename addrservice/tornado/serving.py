@@ -7,17 +7,28 @@ import contextlib
 import logging
 import os
 import signal
+from collections.abc import Callable, Mapping
 from typing import NoReturn
+
+import uvloop
 
 from addrservice.config import Config
 from addrservice.errors import StorageUnavailable
 from addrservice.tornado.admin import Instance
 from addrservice.tornado.app import AdminApplication, make_addrservice_app
-from addrservice.tornado.connection import HTTPServer
-from addrservice.tornado.listening import admin_limits, bind, limits_of
+from addrservice.tornado.connection import Connect, HTTPServer
+from addrservice.tornado.listening import admin_limits, bind, limits_of, tls_of
+from addrservice.tornado.stream_transport import StreamConnection
+from addrservice.tornado.transport import FastConnection
 from addrservice.tornado.workers import STOP_SIGNALS, Worker
 from addrservice.utils import logutils
 from addrservice.utils.watchdog import Watchdog
+
+TRANSPORTS: Mapping[str, Connect] = {'fast': FastConnection, 'tornado': StreamConnection}
+"""What the configuration calls them."""
+
+LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    'fast': uvloop.new_event_loop, 'tornado': asyncio.new_event_loop}
 
 CUT_OFF_SECONDS = 1.0
 """For requests that were cut off to end in the log."""
@@ -47,15 +58,17 @@ class Server:
         self.logger = logging.getLogger(config['service']['logger'])
         self.service, self.app = make_addrservice_app(config, debug, self.logger)
         limits = limits_of(config['server'])
+        connect = TRANSPORTS[config['server']['transport']]
         self.http = HTTPServer(self.app, self.app.refuse, limits,
-                               self.app.telemetry.connection_refused)
+                               self.app.telemetry.connection_refused, connect,
+                               tls_of(config['server']))
         self.instance = Instance(self.service, self.app.telemetry, self.app.metrics,
                                  self._take_out)
         self.admin: HTTPServer | None = None
         if 'admin' in config:
             admin = AdminApplication(self.instance, config['admin']['hosts'], debug)
             self.admin = HTTPServer(admin, admin.refuse, admin_limits(limits),
-                                    admin.telemetry.connection_refused)
+                                    admin.telemetry.connection_refused, connect)
         self.watchdog = Watchdog(config['watchdog']['threshold'], self.logger,
                                  self.app.metrics.loop_lagged)
         self.stopping = asyncio.Event()
@@ -225,6 +238,13 @@ class Server:
         logutils.log_line(self.logger, logging.INFO, {
             'message': message, 'service_name': self.config['service']['name'],
             'worker': self.worker and self.worker.number, **fields}, stacklevel=2)
+
+
+def run(config: Config, debug: bool, worker: Worker | None = None) -> None:
+    """Serves until a signal comes; arguments and errors are those of `Server`."""
+    server = Server(config, debug, worker)
+    with asyncio.Runner(loop_factory=LOOPS[config['server']['transport']]) as runner:
+        runner.run(server.run())
 
 
 def end_at_once() -> NoReturn:

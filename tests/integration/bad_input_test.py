@@ -21,7 +21,7 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.support import (
-    ROOT, Answer, ServerProcess, parse_logfmt, read_to_end, split_answers)
+    ROOT, Answer, ServerProcess, on_each_transport, parse_logfmt, read_to_end, split_answers)
 
 Document = dict[str, Any]
 
@@ -588,6 +588,7 @@ class Log:
         return [parse_logfmt(line) for line in complete.decode().splitlines()]
 
 
+@on_each_transport
 class BadInputTest(unittest.TestCase):
     """Every row, on the memory engine."""
 

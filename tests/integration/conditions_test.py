@@ -26,7 +26,7 @@ import data
 from addrservice.service import VersionedDocument
 from addrservice.tornado.addressbook import BUFFER_SIZE
 from tests.engines import EngineAppTestCase, new_store
-from tests.support import ServerProcess
+from tests.support import ServerProcess, on_each_transport
 
 NAMO, RAGA = data.address_data_suite()['namo'], data.address_data_suite()['raga']
 LARGE = {'full_name': 'Large', 'emails': [{'kind': 'home', 'email': 'a@example.org'}] * 50}
@@ -607,6 +607,7 @@ class SharedBookTestCase(unittest.TestCase):
             return list(threads.map(client, range(CLIENTS)))
 
 
+@on_each_transport
 class LostUpdateTests(SharedBookTestCase):
     """Compared and changed in one step, or somebody's work is lost."""
 

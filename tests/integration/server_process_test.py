@@ -33,7 +33,8 @@ from addrservice import __version__
 from addrservice.config import load_config
 from data import address_data_suite
 from tests.support import (
-    DEADLINE, ROOT, Answer, ServerProcess, parse_logfmt, read_to_end, split_answers)
+    DEADLINE, ROOT, Answer, ServerProcess, on_each_transport, parse_logfmt, read_to_end,
+    split_answers)
 
 Config = dict[str, Any]
 
@@ -459,6 +460,7 @@ class SmallConfigTest(ProcessTest):
             time.sleep(0.02)
 
 
+@on_each_transport
 class CanonicalLineTest(ProcessTest):
     @classmethod
     @functools.cache
@@ -528,6 +530,7 @@ class CanonicalLineTest(ProcessTest):
                          [(400, 'WARNING')])
 
 
+@on_each_transport
 class StartSignalTest(ProcessTest):
     """Told to stop while starting, the process ends with 0 and without a word."""
 
@@ -600,6 +603,7 @@ else:
                 self.assertEqual(self.ended(process), (0, '', ''))
 
 
+@on_each_transport
 class DrainTest(ProcessTest):
     def start_upload(self, server: ServerProcess) -> socket.socket:
         """Sends a request but for the last byte of its body."""
@@ -800,6 +804,7 @@ class Client(threading.Thread):
         return answer.headers.get('Location', '')
 
 
+@on_each_transport
 class DrainUnderLoadTest(ProcessTest):
     CLIENTS = 50
 
@@ -834,6 +839,7 @@ class DrainUnderLoadTest(ProcessTest):
                 self.assert_nothing_broke(delay=0)
 
 
+@on_each_transport
 class RestartTest(ProcessTest):
     def test_entries_in_files_survive_a_restart_as_the_very_same_documents(self) -> None:
         documents = [

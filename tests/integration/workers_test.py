@@ -23,7 +23,7 @@ from addrservice.config import complete_config
 from addrservice.errors import ConfigError
 from addrservice.tornado.workers import Board, FairSocket, config_of, count_of
 from tests.integration.server_process_test import ENTRY, Client, ProcessTest
-from tests.support import DEADLINE, ROOT, Answer, ServerProcess
+from tests.support import DEADLINE, ROOT, Answer, ServerProcess, on_each_transport
 
 COUNT = 2
 
@@ -55,6 +55,7 @@ class WorkersTestCase(ProcessTest):
             server.port = public
 
 
+@on_each_transport
 class TogetherTest(WorkersTestCase):
     def test_both_serve_on_one_port_and_each_tells_the_sum(self) -> None:
         with self.workers() as server:
@@ -105,6 +106,7 @@ class TogetherTest(WorkersTestCase):
             self.assertEqual(len(server.lines('STOPPED')), COUNT)
 
 
+@on_each_transport
 class EndTest(WorkersTestCase):
     def test_clients_at_work_lose_no_request_when_all_end(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -43,7 +43,7 @@ WRONG_VALUES: dict[str, tuple[object, ...]] = {
 """For each type in the schema, values that are not of it, or not sensible ones."""
 
 REQUIRED = {'sqlite': {'path': 'x'}, 'postgres': {'dsn': 'postgresql://h/b'},
-            'file': {'path': 'x'}}
+            'file': {'path': 'x'}, 'tls': {'certificate': 'a', 'key': 'b'}}
 """What a section cannot be without."""
 
 

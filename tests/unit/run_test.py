@@ -20,8 +20,8 @@ from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = ('serve', 'copy', 'test', 'crash', 'profile', 'lint', 'typecheck', 'layers', 'coverage',
-         'check')
+WORDS = ('serve', 'copy', 'test', 'crash', 'profile', 'bench', 'lint', 'typecheck', 'layers',
+         'coverage', 'check')
 BASE_PYTHON = Path(sys.base_prefix, 'bin', 'python%d.%d' % sys.version_info[:2])
 PATIENCE_SECONDS = 30
 
@@ -78,6 +78,9 @@ class SmallRepositoryTest(unittest.TestCase):
     def write_profiling(self, body: str) -> None:
         self.write('benchmarks/profiling.py', body)
 
+    def write_bench(self, body: str) -> None:
+        self.write('benchmarks/bench.py', body)
+
     def run_word(self, *words: str, python: Path = Path(sys.executable), cwd: Path | None = None
                  ) -> 'subprocess.CompletedProcess[str]':
         return subprocess.run(
@@ -113,6 +116,7 @@ class HelpTest(SmallRepositoryTest):
         self.write_server('def main(argv): print("usage: the server", argv); return 0')
         self.write_copying('def main(argv): print("usage: the copier", argv); return 0')
         self.write_profiling('def main(argv): print("usage: the profiler", argv); return 0')
+        self.write_bench('def main(argv): print("usage: the comparison", argv); return 0')
         for word in WORDS:
             with self.subTest(word=word):
                 done = self.run_word(word, '--help')
@@ -304,6 +308,15 @@ class ProfileWordTest(SmallRepositoryTest):
         self.assertEqual(done.stdout, f"['--seconds', '3', '--', 'test'] {self.root.parent}\n")
 
 
+class BenchWordTest(SmallRepositoryTest):
+    def test_bench_passes_everything_on_in_the_callers_folder(self) -> None:
+        self.write_bench('import os\n\ndef main(argv):\n'
+                         '    print(argv, os.getcwd())\n    return 7\n')
+        done = self.run_word('bench', '--rounds', '3', '--', 'test', cwd=self.root.parent)
+        self.assertEqual((done.returncode, done.stderr), (7, ''))
+        self.assertEqual(done.stdout, f"['--rounds', '3', '--', 'test'] {self.root.parent}\n")
+
+
 class ToolsTest(SmallRepositoryTest):
     def test_lint_tells_a_flawed_file_from_a_clean_one(self) -> None:
         clean = self.write('clean.py', 'x = 1\n')
@@ -412,6 +425,7 @@ class CoverageTest(SmallRepositoryTest):
                    '[mypy]\nstrict = True\nexplicit_package_bases = True\n')
         self.write_copying('def main(argv: list[str]) -> int:\n    return 0\n')
         self.write_profiling('def main(argv: list[str]) -> int:\n    return 0\n')
+        self.write_bench('def main(argv: list[str]) -> int:\n    return 0\n')
         self.write('data/flawed.py', 'import os\n')
         self.write_test('from addrservice.tornado import server; server.main(["x"])')
         done = self.run_word('check')

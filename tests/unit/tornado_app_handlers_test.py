@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import unittest
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,12 +16,15 @@ if __name__ == '__main__':
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tornado.httpclient import HTTPResponse
+from tornado.routing import PathMatches, Rule, RuleRouter
 
 import data
 from addrservice import LOGGER_NAME
 from addrservice.errors import (
     AddressChanged, AddressExists, StorageUnavailable, UnreadableRecord)
-from addrservice.tornado.app import ROUTES
+from addrservice.tornado.addressbook import AddressBookRequestHandler
+from addrservice.tornado.admin import PageRequestHandler
+from addrservice.tornado.app import ADMIN_ROUTES, ROUTES, Route, RouteTable
 from tests.support import AddressServiceAppTestCase
 
 
@@ -150,6 +155,42 @@ class AddressServiceTornadoAppUnitTests(AddressServiceTornadoAppTestCase):
             with self.subTest(path):
                 self.assertEqual(self.ask('OPTIONS', path).code, 204)
                 self.assertEqual(self.ask('OPTIONS', path + '/').code, 204)
+
+
+class RouteTableTests(unittest.TestCase):
+    """Paths find the handlers that Tornado's own patterns find."""
+
+    PATHS = ('/', '//', '', '*', '/addresses', '/addresses/', '/addresses//', '/addresses/a',
+             '/addresses/a/', '/addresses/a//', '/addresses/a/b', '/addresses/%2F',
+             '/addresses/%zz', '/addresses/a%20b+c', '/addressesx', '/Addresses', '/healthz',
+             '/healthz/', '/healthz/x', '/addressbook/x', '/metrics', '/requests', '/requests/a',
+             '/requests/', '/a.css', '/a/b.css', 'addresses', '/\u00e9')
+
+    def test_they_agree_about_every_path(self) -> None:
+        for routes in (ROUTES, ADMIN_ROUTES):
+            table, router = RouteTable(routes), self.tornados_router(routes)
+            for path in self.PATHS:
+                with self.subTest(path=path):
+                    route, arguments = table.find(path)
+                    self.assertEqual((route and route.handler, arguments),
+                                     self.found_by_tornado(router, path))
+
+    def test_a_path_that_is_served_as_it_stands_wins_over_one_that_varies(self) -> None:
+        varying = Route('/{file}', AddressBookRequestHandler)
+        fixed = Route('/a', PageRequestHandler)
+        self.assertIs(RouteTable([varying, fixed]).find('/a')[0], fixed)
+
+    def tornados_router(self, routes: Sequence[Route]) -> RuleRouter:
+        return RuleRouter([
+            Rule(PathMatches(re.sub(r'\{\w+\}', '([^/]+)', route.template) + '/?'), route.handler)
+            for route in sorted(routes, key=lambda route: route.folder is not None)])
+
+    def found_by_tornado(self, router: RuleRouter, path: str) -> tuple[object, list[bytes]]:
+        for rule in router.rules:
+            match = rule.matcher.match(mock.Mock(path=path))
+            if match is not None:
+                return rule.target, match.get('path_args', [])
+        return None, []
 
 
 class DebugTests(AddressServiceTornadoAppTestCase):

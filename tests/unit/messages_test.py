@@ -1,0 +1,88 @@
+"""Header fields and requests that were made the short way are what Tornado's own are."""
+
+from __future__ import annotations
+
+import sys
+import time
+import unittest
+from pathlib import Path
+from typing import Any
+
+if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tornado import httputil
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
+
+from addrservice.tornado.exchange import Peer
+from addrservice.tornado.messages import Headers, Request
+
+FIELDS = (('host', 'example.org'), ('X-Request-ID', 'a'), ('accept', 'x'), ('Accept', 'y'))
+
+
+class Connection:
+    """What a request knows of its connection."""
+
+    context = Peer('192.0.2.1', 'https')
+
+
+class HeadersTest(unittest.TestCase):
+    def setUp(self) -> None:
+        self.ours, self.tornados = Headers(), HTTPHeaders()
+        for headers in (self.ours, self.tornados):
+            for name, value in FIELDS:
+                headers.add(name, value)
+
+    def test_they_hold_the_same_under_the_same_names(self) -> None:
+        self.assertEqual(list(self.ours.get_all()), list(self.tornados.get_all()))
+        self.assertEqual(vars(Headers()), vars(HTTPHeaders()))
+        for name in ('Host', 'hOST', 'x-request-id', 'ACCEPT', 'Accept-Encoding', ''):
+            with self.subTest(name=name):
+                self.assertEqual(name in self.ours, name in self.tornados)
+                self.assertEqual(self.ours.get(name), self.tornados.get(name))
+                self.assertEqual(self.ours.get(name, 'z'), self.tornados.get(name, 'z'))
+                self.assertEqual(self.ours.get_list(name), self.tornados.get_list(name))
+
+    def test_a_copy_holds_the_same_and_is_another(self) -> None:
+        copied = self.ours.copy()
+        copied['Host'] = 'b'
+        self.assertEqual(self.ours['Host'], 'example.org')
+
+    def test_what_is_removed_is_gone(self) -> None:
+        del self.ours['Host']
+        self.assertNotIn('host', self.ours)
+
+
+class RequestTest(unittest.TestCase):
+    def attributes(self, kind: type[HTTPServerRequest], start_line: RequestStartLine,
+                   host: str | None) -> dict[str, Any]:
+        """All that a request has, or the error that there is none."""
+        headers = HTTPHeaders() if host is None else HTTPHeaders({'Host': host})
+        try:
+            made = Request(Connection, start_line, headers) if kind is Request else (
+                HTTPServerRequest(connection=Connection, start_line=start_line,  # type: ignore
+                                  headers=headers))
+        except httputil.HTTPInputError as error:
+            return {'error': str(error)}
+        return {**vars(made), '_start_time': None, 'age': round(time.time() - made._start_time)}
+
+    def test_it_has_the_attributes_of_tornados_or_is_refused_as_that_is(self) -> None:
+        for target in ('/', '/a/b', '/a%20b;c', '/a?', '/a?b=c&b=d&e', '/?', '*'):
+            for host in ('example.org', 'Example.ORG:8080', '[::1]:80', '127.0.0.1', '', 'a b',
+                         'a,b', 'a/b', None):
+                for version in ('HTTP/1.1', 'HTTP/1.0'):
+                    start_line = RequestStartLine('GET', target, version)
+                    with self.subTest(target=target, host=host, version=version):
+                        self.assertEqual(self.attributes(Request, start_line, host),
+                                         self.attributes(HTTPServerRequest, start_line, host))
+
+    def test_two_requests_share_nothing_that_can_be_changed(self) -> None:
+        start_line = RequestStartLine('GET', '/', 'HTTP/1.1')
+        one, other = (Request(Connection, start_line, HTTPHeaders({'Host': 'x'}))
+                      for _ in range(2))
+        one.arguments['a'] = [b'b']
+        self.assertEqual((one.query_arguments, one.body_arguments, other.arguments), ({}, {}, {}))
+
+
+if __name__ == '__main__':
+    unittest.main()
