@@ -33,7 +33,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     import unittest
@@ -322,6 +322,8 @@ def test(args: argparse.Namespace) -> int:
     import unittest  # here, for `serve` has no use for it
 
     os.chdir(ROOT)
+    if args.jobs > 1:
+        return test_together(args)
     import_from_root()
     runner = unittest.TextTestRunner(
         verbosity=2 if args.verbose else 1, failfast=args.failfast,
@@ -335,11 +337,12 @@ def test(args: argparse.Namespace) -> int:
 
 def find_tests(loader: 'unittest.TestLoader', args: argparse.Namespace) -> 'unittest.TestSuite':
     """Find the tests; pass on a Ctrl-C that the loader took for a broken module."""
-    start = ROOT / SUITES[args.suite]
+    start = ROOT / (args.module.parent if args.module else SUITES[args.suite])
     if not start.is_dir():
         return loader.loadTestsFromNames([])
     loader.testNamePatterns = [p if '*' in p else f'*{p}*' for p in args.patterns] or None
-    suite = loader.discover(str(start), pattern='*_test.py', top_level_dir=str(ROOT))
+    pattern = args.module.name if args.module else '*_test.py'
+    suite = loader.discover(str(start), pattern=pattern, top_level_dir=str(ROOT))
     if any('\nKeyboardInterrupt' in str(error) for error in loader.errors):
         raise KeyboardInterrupt
     return suite
@@ -351,6 +354,71 @@ def verdict(result: 'unittest.TestResult') -> int:
         say('run.py: no test was found')
         return NO_TESTS_RAN
     return 0 if result.wasSuccessful() else 1
+
+
+class Part(NamedTuple):
+    """A test file that runs in a process of its own, and what it says."""
+
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+
+
+def test_together(args: argparse.Namespace) -> int:
+    """Run each test file in a process of its own, several at a time."""
+    began = time.monotonic()
+    waiting = sorted((ROOT / SUITES[args.suite]).rglob('*_test.py'))
+    verdicts: list[str] = []
+    with contextlib.ExitStack() as left:
+        parts: list[Part] = []
+        while parts or waiting:
+            while waiting and len(parts) < args.jobs:
+                parts.append(start_part(args, waiting.pop(0), left))
+            time.sleep(0.05)
+            for part in [part for part in parts if part.process.poll() is not None]:
+                parts.remove(part)
+                verdicts.append(show_part(part))
+                if args.failfast and part.process.returncode not in (0, NO_TESTS_RAN):
+                    waiting.clear()
+    return tell_verdict(verdicts, time.monotonic() - began)
+
+
+def start_part(args: argparse.Namespace, file: Path, left: contextlib.ExitStack) -> Part:
+    """Start a test file; what is left when we are ended goes with us."""
+    chosen = [f'-k={pattern}' for pattern in args.patterns]
+    output = left.enter_context(tempfile.TemporaryFile())
+    command = [sys.executable, str(ROOT / 'run.py'), 'test', f'--module={file.relative_to(ROOT)}',
+               *chosen, *['-v'] * args.verbose, *['-f'] * args.failfast]
+    return Part(left.enter_context(running(command, output)), output)
+
+
+def show_part(part: Part) -> str:
+    """Print what a test file has said, whole, and return it."""
+    part.output.seek(0)
+    text = part.output.read().decode(errors='replace')
+    if part.process.returncode != NO_TESTS_RAN:
+        say(text, end='')
+    if part.process.returncode not in (0, 1, NO_TESTS_RAN):  # it was killed, or could not begin
+        return f'{text}\nRan 1 test in 0s\n\nFAILED (errors=1)\n'
+    return text
+
+
+def tell_verdict(verdicts: list[str], seconds: float) -> int:
+    """Say of all test files what unittest says of one."""
+    ran = sum(int(count) for text in verdicts
+              for count in re.findall(r'^Ran (\d+) tests? in ', text, re.MULTILINE)[-1:])
+    counts: dict[str, int] = {}
+    for text in verdicts:
+        last = re.findall(r'^(?:OK|FAILED) \((.+)\)$', text, re.MULTILINE)[-1:]
+        for kind, count in re.findall(r'([a-z ]+)=(\d+)', ''.join(last)):
+            counts[kind.strip()] = counts.get(kind.strip(), 0) + int(count)
+    if not ran:
+        say('run.py: no test was found')
+        return NO_TESTS_RAN
+    has_failed = any(kind in counts for kind in ('failures', 'errors', 'unexpected successes'))
+    told = ', '.join(f'{kind}={count}' for kind, count in counts.items())
+    say(f'{"-" * 70}\nRan {ran} test{"s" * (ran > 1)} in {seconds:.3f}s\n\n'
+        f'{"FAILED" if has_failed else "OK"}{f" ({told})" if told else ""}')
+    return int(has_failed)
 
 
 def crash(args: argparse.Namespace) -> int:
@@ -383,7 +451,8 @@ def layers(_args: argparse.Namespace) -> int:
 def coverage(args: argparse.Namespace) -> int:
     """Measure the tests with the processes they start, and report even when a test fails."""
     verbose = ['-v'] if args.verbose else []
-    tests = ['run', str(ROOT / 'run.py'), 'test', '--suite', args.suite, *verbose]
+    tests = ['run', str(ROOT / 'run.py'), 'test', '--suite', args.suite,
+             '--jobs', str(args.jobs), *verbose]
     report = ['report', f'--fail-under={least_percent(args)}']
     patch = {'ADDRSERVICE_COVERAGE_PATCH': 'subprocess,fork,_exit'}
     statuses = [run_python('-m', 'coverage', *step, **patch) for step in (['erase'], tests)]
@@ -448,6 +517,7 @@ def add_serving_words(words: 'Words') -> None:
     word.add_argument('-k', dest='patterns', action='append', default=[], metavar='PATTERN',
                       help='only tests whose name contains this; may be given again')
     word.add_argument('-f', '--failfast', action='store_true', help='stop at the first failure')
+    word.add_argument('--module', type=Path, help=argparse.SUPPRESS)  # of several: one's part
     word.set_defaults(do=test)
     word = add_word(words, 'crash', 'kill servers under load, and look for all they acknowledged')
     word.add_argument('--kills', type=at_least_one, default=200, metavar='N',
@@ -480,6 +550,8 @@ def add_word(words: 'Words', name: str, purpose: str) -> argparse.ArgumentParser
 def add_test_options(word: argparse.ArgumentParser) -> None:
     word.add_argument('-v', '--verbose', action='store_true', help='name every test')
     word.add_argument('--suite', choices=SUITES, default='all', help='default: all')
+    word.add_argument('-j', '--jobs', type=at_least_one, default=1, metavar='N',
+                      help='how many test files run at a time (default: %(default)s)')
 
 
 def at_least_one(text: str) -> int:

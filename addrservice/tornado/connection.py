@@ -115,6 +115,10 @@ class HTTPServer:
         """From now on answers close their connections, as in a drain, or keep them again."""
         self.draining = is_out
 
+    def is_draining(self) -> bool:
+        """Whether every answer closes its connection."""
+        return self.draining
+
     async def until_drained(self) -> None:
         """Returns when no connection is left. One that is at work ends with
         its answer; an idle one is closed after a moment in which its client
@@ -221,7 +225,7 @@ class Connection(ABC):
         self.limits = server.limits
         self.stream = stream
         self.input = source
-        self.ip = ip
+        self._peer = Peer(ip, 'https' if server.tls else 'http')
         self.made_at = time.monotonic()
 
     @abstractmethod
@@ -247,14 +251,13 @@ class Connection(ABC):
         """Whether nothing has come that an idle connection is about to learn of."""
         return True
 
-    def exchange(self, on_end: Callable[[], None]) -> Exchange:
+    def exchange(self, on_end: Callable[[Exchange], None]) -> Exchange:
         """The way out for the answer to the next request.
 
-        :param on_end: runs when it has been answered, or cannot be.
+        :param on_end: gets it when it has been answered, or cannot be.
         """
-        peer = Peer(self.ip, 'https' if self.server.tls else 'http')
-        return Exchange(self.stream, peer, self.limits.write_timeout,
-                        lambda: self.server.draining, on_end)
+        return Exchange(self.stream, self._peer, self.limits.write_timeout,
+                        self.server.is_draining, on_end)
 
     def delegate_of(self, request: httputil.HTTPServerRequest, exchange: Exchange
                     ) -> httputil.HTTPMessageDelegate:
@@ -270,7 +273,7 @@ class Connection(ABC):
         :return: whether the connection may go on.
         """
         answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        exchange = self.exchange(lambda: future_set_result_unless_cancelled(answered, None))
+        exchange = self.exchange(lambda _: future_set_result_unless_cancelled(answered, None))
         reader = RequestReader(self.input, self.limits, exchange)
         try:
             request = await reader.read()

@@ -45,14 +45,16 @@ class Exchange(httputil.HTTPConnection):
     """One request's way out: what its handler writes the answer to."""
 
     def __init__(self, stream: Stream, peer: Peer, write_timeout: float,
-                 is_draining: Callable[[], bool], on_end: Callable[[], None]) -> None:
+                 is_draining: Callable[[], bool], on_end: Callable[[Exchange], None]) -> None:
         """
         :param stream: the connection.
         :param peer: whom handlers are told they talk to.
         :param write_timeout: seconds for which the client may acknowledge
             nothing of an answer that waits for it.
         :param is_draining: whether connections should end with their answers.
-        :param on_end: runs once, when the connection may go on to its next request.
+        :param on_end: gets the exchange once, when the connection may go on to its next
+            request. It refers to no exchange itself, or both would be left to the garbage
+            collector, whose pauses requests would have to wait for.
         """
         self.write_timeout = write_timeout
         self.is_draining = is_draining
@@ -106,7 +108,7 @@ class Exchange(httputil.HTTPConnection):
         """The connection may go on to its next request."""
         if not self.has_ended:
             self.has_ended = True
-            self._on_end()
+            self._on_end(self)
 
     def on_hang_up(self) -> None:
         """The client has closed the connection; called by the stream."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -84,6 +85,9 @@ class Server:
         try:
             self.watchdog.start()
             await self._start_service()
+            # What is there by now is there to stay: the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
             if self.service.is_started:  # and not told to stop before that
                 self._log('STARTING', **ports)
             await self.stopping.wait()

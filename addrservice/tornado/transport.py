@@ -141,7 +141,8 @@ class FastConnection(Connection):
         self._plain = PlainReader(self.limits)
         self._is_answering = False
         self._on_hang_up: Callable[[], None] | None = None
-        self._task = asyncio.create_task(self._connect(stream, accepted))
+        self._task: asyncio.Task[None] | None = asyncio.create_task(
+            self._connect(stream, accepted))
 
     def watch_client(self, on_hang_up: Callable[[], None] | None) -> None:
         self._on_hang_up = on_hang_up
@@ -177,6 +178,7 @@ class FastConnection(Connection):
         except OSError:  # it is gone already, or does not speak TLS
             accepted.close()
             self.on_lost()
+        self._task = None  # or it would be kept for as long as the connection
 
     def _answer_next(self) -> None:
         """Answers the request that the input begins with."""
@@ -198,7 +200,7 @@ class FastConnection(Connection):
 
         :return: whether it could be; else nothing has happened.
         """
-        exchange = self.exchange(lambda: self._has_answered(exchange))
+        exchange = self.exchange(self._has_answered)
         try:
             request = request_for(exchange, plain.start_line, plain.headers,
                                   self.limits.trusted_proxies)

@@ -37,10 +37,12 @@ OnEnd = Callable[[str, float], object]
 class RecordedSpan(trace.Span):
     """A piece of work for a request: name, start, end, attributes, error."""
 
-    def __init__(self, tracer: RequestTracer, name: str, span_id: int, parent_id: int | None,
-                 attributes: Attributes | None, start_time: int) -> None:
+    def __init__(self, ids: trace.SpanContext, name: str, span_id: int, parent_id: int | None,
+                 attributes: Attributes | None, start_time: int, tell: OnEnd | None) -> None:
         """
+        :param ids: of the request's own span.
         :param start_time: in nanoseconds since the epoch.
+        :param tell: is told when it has ended.
         """
         self.name = name
         self.span_id = span_id
@@ -49,20 +51,24 @@ class RecordedSpan(trace.Span):
         self.end_time: int | None = None
         self.attributes = _bounded(attributes) if attributes else None
         self.status = _UNSET
-        self._tracer = tracer
+        # Not the tracer, which knows the list that the span is in: they would be left to the
+        # garbage collector together.
+        self._ids = ids
+        self._tell = tell
 
     @property
     def parent(self) -> trace.SpanContext | None:
         """The ids of the span that this one is under."""
-        return self._tracer.ids_of(self.parent_id) if self.parent_id else None
+        return self._ids_of(self.parent_id) if self.parent_id else None
 
     def get_span_context(self) -> trace.SpanContext:
-        return self._tracer.ids_of(self.span_id)
+        return self._ids_of(self.span_id)
 
     def end(self, end_time: int | None = None) -> None:
         if self.end_time is None:
             self.end_time = end_time or time.time_ns()
-            self._tracer.on_end(self)
+            if self._tell:
+                self._tell(self.name, (self.end_time - self.start_time) / 1e9)
 
     def is_recording(self) -> bool:
         return self.end_time is None
@@ -89,6 +95,13 @@ class RecordedSpan(trace.Span):
                          timestamp: int | None = None, escaped: bool = False) -> None:
         pass  # the request's line has the traceback
 
+    def _ids_of(self, span_id: int) -> trace.SpanContext:
+        ids = self._ids
+        if span_id == ids.span_id:
+            return ids
+        return trace.SpanContext(ids.trace_id, span_id, is_remote=False,
+                                 trace_flags=ids.trace_flags, trace_state=ids.trace_state)
+
 
 class RequestTracer:
     """Makes the spans of one request."""
@@ -108,7 +121,8 @@ class RequestTracer:
 
         :param parent_id: of the client's span, if it has said.
         """
-        span = RecordedSpan(self, name, self._ids.span_id, parent_id, None, start_time)
+        span = RecordedSpan(self._ids, name, self._ids.span_id, parent_id, None, start_time,
+                            self._tell)
         self._spans.append(span)
         return span
 
@@ -118,23 +132,10 @@ class RequestTracer:
         current = context.get(CURRENT_SPAN)
         # Or of the request's own, where a library has made a span that is none of ours.
         parent_id = current.span_id if isinstance(current, RecordedSpan) else self._ids.span_id
-        span = RecordedSpan(self, name, random.getrandbits(64) or 1, parent_id, attributes,
-                            time.time_ns())
+        span = RecordedSpan(self._ids, name, random.getrandbits(64) or 1, parent_id, attributes,
+                            time.time_ns(), self._tell)
         self._spans.append(span)
         return span
-
-    def on_end(self, span: RecordedSpan) -> None:
-        """Called by a span that has ended."""
-        if self._tell and span.end_time:
-            self._tell(span.name, (span.end_time - span.start_time) / 1e9)
-
-    def ids_of(self, span_id: int) -> trace.SpanContext:
-        """The ids of a span, as others need them."""
-        ids = self._ids
-        if span_id == ids.span_id:
-            return ids
-        return trace.SpanContext(ids.trace_id, span_id, is_remote=False,
-                                 trace_flags=ids.trace_flags, trace_state=ids.trace_state)
 
 
 class RecordedTracing(Tracing):

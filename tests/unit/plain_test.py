@@ -193,7 +193,7 @@ class EndingInput(Input):
 
 
 def exchange() -> Exchange:
-    return Exchange(SilentStream(), Peer('192.0.2.1'), 60, lambda: False, lambda: None)
+    return Exchange(SilentStream(), Peer('192.0.2.1'), 60, lambda: False, lambda _: None)
 
 
 def read_short(reader: PlainReader, data: bytes, limits: Limits) -> Understood | None:

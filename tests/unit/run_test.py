@@ -246,6 +246,36 @@ class TestWordTest(SmallRepositoryTest):
         self.assertIn('Ran 1 test', self.assert_test_ends(0, '--suite', 'integration'))
         self.assertIn('Ran 2 tests', self.assert_test_ends(1, '-k', 'b_test', '-k', 'tests.*c_*'))
 
+    def test_files_that_run_at_a_time_are_told_as_one(self) -> None:
+        self.assertIn('no test was found', self.assert_test_ends(5, '-j', '2'))
+        self.write_test('pass', 'tests/unit/a_test.py')
+        self.write_test('self.skipTest("x")', 'tests/unit/b_test.py')
+        told = self.assert_test_ends(0, '-j', '2')
+        self.assertRegex(told, r'Ran 2 tests in [\d.]+s\n\nOK \(skipped=1\)\n$')
+        self.write_test('self.fail()', 'tests/unit/c_test.py')
+        self.write_test('import os; os._exit(3)', 'tests/integration/d_test.py')
+        told = self.assert_test_ends(1, '-j', '2')
+        self.assertRegex(
+            told, r'Ran 4 tests in [\d.]+s\n\nFAILED \((?=.*failures=1)(?=.*errors=1).*\)\n$')
+        self.assertIn('Ran 1 test in', self.assert_test_ends(0, '-j', '2', '-k', 'a_test'))
+
+    def test_ctrl_c_ends_all_files_that_run_at_a_time(self) -> None:
+        for name in 'ab':
+            self.write_test('import os, time; open(f"{os.getpid()}.pid", "w").close(); '
+                            'time.sleep(60)', f'tests/unit/{name}_test.py')
+        process = self.start_word('test', '-j', '2')
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while len(pids := [int(file.stem) for file in self.root.glob('*.pid')]) < 2:
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        told = process.communicate(timeout=PATIENCE_SECONDS)[1]
+        self.assertEqual(process.returncode, 130)
+        self.assertNotIn('Traceback', told)
+        for pid in pids:
+            with self.assertRaises(ProcessLookupError):
+                os.kill(pid, 0)
+
     def test_the_tests_run_in_the_root_from_any_folder(self) -> None:
         self.write_test(f'import os; self.assertEqual(os.getcwd(), {str(self.root)!r})')
         self.assertEqual(self.run_word('test', cwd=Path('/')).returncode, 0)
