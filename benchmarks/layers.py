@@ -19,7 +19,8 @@ LAYERS = (HTTP, HANDLERS, VALIDATION, ENGINE, LOGGING, TRACING, LOOP, OTHER)
 FILES = (
     (OTHER, r'addrservice/(tornado/(admin|diagnosis|server)|utils/(profiler|tasks|watchdog))\.py'
             r'|pyinstrument/.+'),
-    (HTTP, r'addrservice/tornado/(connection|reader|framing|exchange|listening|admission)\.py'
+    (HTTP, r'addrservice/tornado/(connection|\w*transport|plain|reader|framing|exchange|messages'
+           r'|listening|admission)\.py'
            r'|tornado/(iostream|httputil|http1connection|tcpserver|netutil)\.py'),
     (VALIDATION, r'addrservice/datamodel\.py'),
     (LOGGING, r'addrservice/utils/logutils\.py|logging/\w+\.py'),
