@@ -78,9 +78,10 @@ def decode_record(record: Record) -> Stored:
         version not what `new_version` does.
     """
     try:
-        checked_version(str(record.version))
-        entry = AddressEntry.from_json(record.text)
-        return Stored(record.nickname, record.version, entry)
+        nickname, version, text, _ = record
+        if not is_version(str(version)):
+            raise ValueError('its version is not 16 hexadecimal digits')
+        return Stored(nickname, version, AddressEntry.from_json(text))
     except (TypeError, ValueError, RecursionError) as error:
         raise UnreadableRecord('The stored entry cannot be read', record.place) from error
 
@@ -246,7 +247,8 @@ class AbstractAddressBookDB(ABC):
         async with contextlib.aclosing(self.read_pages(after or '', size)) as pages:
             found = 0
             async for page in pages:
-                stored = (await self._decoded(page))[:None if limit is None else limit - found]
+                left = len(page) if limit is None else limit - found
+                stored = await self._decoded(page, left)
                 found += len(stored)
                 if stored:
                     yield stored
@@ -261,9 +263,11 @@ class AbstractAddressBookDB(ABC):
         :param size: records in one page.
         """
 
-    async def _decoded(self, page: Sequence[Record]) -> Sequence[Stored]:
-        decoded = []
+    async def _decoded(self, page: Sequence[Record], most: int) -> Sequence[Stored]:
+        decoded: list[Stored] = []
         for place, record in enumerate(page):
+            if len(decoded) == most:
+                break
             if place % DECODED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # others have their turn, also where nothing waits
             try:
