@@ -178,7 +178,8 @@ class FastConnection(Connection):
         except OSError:  # it is gone already, or does not speak TLS
             accepted.close()
             self.on_lost()
-        self._task = None  # or it would be kept for as long as the connection
+        if self._task is asyncio.current_task():  # and no request has come yet
+            self._task = None  # or it would be kept for as long as the connection
 
     def _answer_next(self) -> None:
         """Answers the request that the input begins with."""
