@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
@@ -27,7 +27,7 @@ from benchmarks.contest.peers import BASE, OWN, Peer, peers_of
 from benchmarks.contest.rounds import Outcome, Plan, compare
 from benchmarks.contest.stores import ENGINES
 from benchmarks.contest.tables import document, markdown
-from benchmarks.load import Parser
+from benchmarks.driver.options import Parser, count_up_to, seconds_up_to
 
 MOST_ROUNDS, MOST_SECONDS = 1000, 60
 MOST_CONNECTIONS = 64
@@ -128,11 +128,12 @@ def _parser() -> Parser:
                              f'{_names(ENGINES[0])})')
     parser.add_argument('--engine', choices=ENGINES, default=ENGINES[0],
                         help='where entries are kept (default: %(default)s)')
-    parser.add_argument('--rounds', type=_up_to(MOST_ROUNDS), default=5, metavar='N',
+    parser.add_argument('--rounds', type=count_up_to(MOST_ROUNDS), default=5, metavar='N',
                         help='default: %(default)s')
-    parser.add_argument('--seconds', type=_seconds, default=2.0, metavar='N',
+    parser.add_argument('--seconds', type=seconds_up_to(MOST_SECONDS), default=2.0, metavar='N',
                         help='for each workload of each server in a round (default: %(default)g)')
-    parser.add_argument('--connections', type=_up_to(MOST_CONNECTIONS), default=32, metavar='N',
+    parser.add_argument('--connections', type=count_up_to(MOST_CONNECTIONS), default=32,
+                        metavar='N',
                         help='kept alive, with one request at a time on each, at most '
                              f'{MOST_CONNECTIONS} (default: %(default)s)')
     parser.add_argument('--json', type=_writable, metavar='FILE',
@@ -160,25 +161,6 @@ def _chosen(args: argparse.Namespace) -> Sequence[Peer]:
         raise ValueError(f'--chart: shows how others compare with {BASE}, which is not among '
                          'the peers')
     return [known[name] for name in names]
-
-
-def _up_to(most: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f'must be a number from 1 to {most}')
-        return int(text)
-
-    return number
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= MOST_SECONDS:
-        raise argparse.ArgumentTypeError(f'must be above 0 and at most {MOST_SECONDS}')
-    return seconds
 
 
 def _writable(path: str) -> Path:

@@ -33,9 +33,9 @@ from tqdm import tqdm
 
 from benchmarks.contest.cores import Cores, on, share_out
 from benchmarks.contest.server import HOST, START_SECONDS, Failed
+from benchmarks.driver.options import Parser
 from benchmarks.driver.plan import MOST
 from benchmarks.driver.service import TRANSPORTS, Service, settings, started
-from benchmarks.load import Parser
 from benchmarks.validation import TYPICAL
 
 READY_WITHIN = 0.5

@@ -22,13 +22,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO
 
 if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
+from benchmarks.driver.options import Parser
 from benchmarks.driver.plan import MOST, Plan
 from benchmarks.driver.report import document, percentile_report, report
 from benchmarks.driver.result import Result
@@ -92,13 +93,6 @@ async def _show(load: Load) -> None:
             rate = (load.result.count - before) / PROGRESS_SECONDS
             bar.desc = load.doing
             bar.set_postfix_str(f'{rate:.0f} requests/s, {load.result.errors.total()} errors')
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong with options in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f'{self.prog}: {message}\n')
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -28,12 +28,12 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 
 from addrservice import ROOT_DIR
 from addrservice.utils.profiler import render
+from benchmarks.driver.options import Parser, seconds_up_to
 from benchmarks.driver.plan import Plan
 from benchmarks.driver.report import counts
 from benchmarks.driver.result import Result
 from benchmarks.driver.run import Load, NotFilled, Unreachable, run
 from benchmarks.layers import Breakdown
-from benchmarks.load import Parser
 
 DEFAULT_CONFIG = ROOT_DIR / 'configs' / 'addressbook-sqlite.yaml'
 DEFAULT_OUTPUT = 'local/profile.html'
@@ -347,7 +347,7 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         description='Starts the service, drives a mix of requests at it, and tells where a '
                     "request's microseconds go, by layer; first without the profiler, for what a "
                     'request costs, then with it, for how that is shared out.')
-    parser.add_argument('--seconds', type=_seconds, default=10.0, metavar='N',
+    parser.add_argument('--seconds', type=seconds_up_to(MOST_SECONDS), default=10.0, metavar='N',
                         help=f'for each of the two, at most {MOST_SECONDS} (default: %(default)g)')
     parser.add_argument('--config', metavar='FILE',
                         help='of the service (default: addressbook-sqlite.yaml, with the entries '
@@ -356,16 +356,6 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--output', type=_writable, default=DEFAULT_OUTPUT, metavar='HTML',
                         help='where to write the flame view (default: %(default)s)')
     return parser.parse_args(argv)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= MOST_SECONDS:
-        raise argparse.ArgumentTypeError(f'must be above 0 and at most {MOST_SECONDS}')
-    return seconds
 
 
 def _writable(path: str) -> Path:

@@ -35,6 +35,7 @@ from benchmarks.contest.cores import Cores, on, share_out
 from benchmarks.contest.load import requests_for
 from benchmarks.contest.server import HOST, Failed
 from benchmarks.driver.client import Client, Failure
+from benchmarks.driver.options import Parser
 from benchmarks.driver.plan import GET, MIX, MOST, OPERATIONS, Plan
 from benchmarks.driver.report import counts
 from benchmarks.driver.result import Latencies, Result
@@ -42,7 +43,6 @@ from benchmarks.driver.run import WRITERS, NotFilled, Unreachable, drive, run
 from benchmarks.driver.service import (
     ENGINES, TRANSPORTS, Service, book_in, settings, started)
 from benchmarks.growth import name, opened
-from benchmarks.load import Parser
 from benchmarks.validation import TYPICAL
 
 MOST_RATIO = 3.0

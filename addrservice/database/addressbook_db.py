@@ -16,7 +16,7 @@ import secrets
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import AddressChanged, AddressNotFound, UnreadableRecord
@@ -140,7 +140,7 @@ class AbstractAddressBookDB(ABC):
       `start` or after `stop` raises `StorageUnavailable`.
     """
 
-    page_size: ClassVar[int] = 50
+    page_size: int = 50
     """Records that a listing holds in memory at once. Even of the largest, fifty
     are a few megabytes; an engine that is asked over a network wants more."""
 

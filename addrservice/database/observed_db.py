@@ -42,8 +42,7 @@ class ObservedAddressBookDB(AbstractAddressBookDB):
         self.engine = engine
         self.engine_name = engine_name
         self.metrics = metrics
-        # Of each instance, as it is the engine's.
-        self.page_size = engine.page_size  # type: ignore[misc]
+        self.page_size = engine.page_size
 
     async def start(self) -> None:
         await self.engine.start()

@@ -18,24 +18,25 @@ class Admission:
         self.max_in_flight = max_in_flight
         self.in_flight = 0
         self.probes_in_flight = 0
-        self._tasks: set[asyncio.Task[object] | None] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
 
     def enter(self, is_probe: bool) -> None:
         """Takes note of a request; each one must `leave`."""
         self._count(is_probe, 1)
 
-    def work_in(self, task: asyncio.Task[object] | None) -> None:
-        """Takes note of the task that works for a request, if it is known."""
+    def work_in(self, task: asyncio.Task[object]) -> None:
+        """Takes note of the task that works for a request."""
         self._tasks.add(task)
 
     def cancel(self) -> None:
         """Breaks off all that is under way."""
-        for task in filter(None, tuple(self._tasks)):
+        for task in tuple(self._tasks):
             task.cancel()
 
     def leave(self, is_probe: bool, task: asyncio.Task[object] | None = None) -> None:
         """A request has ended, and its task works for it no more; to be called once for each."""
-        self._tasks.discard(task)
+        if task:  # it had come to have one
+            self._tasks.discard(task)
         self._count(is_probe, -1)
 
     def is_overloaded(self) -> bool:

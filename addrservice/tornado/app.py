@@ -111,16 +111,16 @@ class HandlerDelegate(httputil.HTTPMessageDelegate):
 
     def __init__(self, application: tornado.web.Application, request: httputil.HTTPServerRequest,
                  handler_class: type[tornado.web.RequestHandler], arguments: Mapping[str, Any],
-                 path_args: Sequence[bytes]) -> None:
+                 path_args: Sequence[bytes], path_kwargs: Mapping[str, bytes]) -> None:
         """
         :param arguments: for the handler's ``initialize``.
-        :param path_args: for its method.
+        :param path_args: for its method; so are `path_kwargs`, by name.
         """
         self._application = application
         self._request = request
         self._handler_class = handler_class
         self._arguments = arguments
-        self._path_args = path_args
+        self._path_args, self._path_kwargs = path_args, path_kwargs
 
     def headers_received(self, start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
                          headers: httputil.HTTPHeaders) -> asyncio.Future[None]:
@@ -134,7 +134,7 @@ class HandlerDelegate(httputil.HTTPMessageDelegate):
         prepared = loop.create_future()
         handler._prepared_future = prepared  # type: ignore[assignment]  # None, says Tornado
         transforms = [transform(request) for transform in application.transforms]
-        loop.create_task(handler._execute(transforms, *self._path_args))
+        loop.create_task(handler._execute(transforms, *self._path_args, **self._path_kwargs))
         return prepared
 
     def data_received(self, data: bytes) -> Any:
@@ -164,7 +164,7 @@ class RoutedApplication(tornado.web.Application):
 
     def find_handler(  # type: ignore[override]  # Tornado names a class of its own
             self, request: httputil.HTTPServerRequest, **kwargs: Any
-                     ) -> httputil.HTTPMessageDelegate:
+    ) -> httputil.HTTPMessageDelegate:
         """Who answers a request; called by the server. Tornado itself would try one pattern
         after the other."""
         route, arguments = self.table.find(request.path)
@@ -179,7 +179,8 @@ class RoutedApplication(tornado.web.Application):
             target_kwargs: dict[str, Any] | None = None, path_args: list[bytes] | None = None,
             path_kwargs: dict[str, bytes] | None = None) -> httputil.HTTPMessageDelegate:
         """Runs a handler for a request."""
-        return HandlerDelegate(self, request, target_class, target_kwargs or {}, path_args or [])
+        return HandlerDelegate(self, request, target_class, target_kwargs or {},
+                               path_args or [], path_kwargs or {})
 
     def refuse(self, request: httputil.HTTPServerRequest, error: tornado.web.HTTPError
                ) -> httputil.HTTPMessageDelegate:

@@ -98,6 +98,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
     def prepare(self) -> None:
         self.event.enter()
         self.task = asyncio.current_task()
+        assert self.task is not None
         self.admission.work_in(self.task)
         if self.admission.is_overloaded() and not self.is_probe:
             raise errors.Overloaded('There is more to do than this server takes on; try later')
