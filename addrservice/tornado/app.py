@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import tornado.web
 from tornado import httputil
-from tornado.concurrent import future_set_result_unless_cancelled
 from tornado.escape import url_unescape
 
 from addrservice import __version__
@@ -26,6 +25,7 @@ from addrservice.tornado.conditions import TaggingGZip
 from addrservice.tornado.diagnosis import (
     LoggerRequestHandler, LoggersRequestHandler, ProfileRequestHandler, RequestRequestHandler,
     RequestsRequestHandler, TasksRequestHandler)
+from addrservice.tornado.messages import WholeBody
 from addrservice.tornado.monitor import HealthRequestHandler, ReadinessRequestHandler
 from addrservice.tornado.telemetry import Telemetry
 from addrservice.utils.metrics import Metrics
@@ -106,11 +106,12 @@ ADMIN_ROUTES = (
 
 
 class HandlerDelegate(httputil.HTTPMessageDelegate):
-    """Hands one request to its handler, as Tornado's own does for those that are given their
-    body as it comes; without its way through what else could be awaited than a coroutine."""
+    """Hands one request to its handler when it is whole, as it is by then on our connections:
+    Tornado's own delegate lets the handler wait for its body, and goes through all that could
+    be awaited else."""
 
     def __init__(self, application: tornado.web.Application, request: httputil.HTTPServerRequest,
-                 handler_class: type[tornado.web.RequestHandler], arguments: Mapping[str, Any],
+                 handler_class: type[BaseRequestHandler], arguments: Mapping[str, Any],
                  path_args: Sequence[bytes], path_kwargs: Mapping[str, bytes]) -> None:
         """
         :param arguments: for the handler's ``initialize``.
@@ -121,30 +122,28 @@ class HandlerDelegate(httputil.HTTPMessageDelegate):
         self._handler_class = handler_class
         self._arguments = arguments
         self._path_args, self._path_kwargs = path_args, path_kwargs
+        self._chunks: list[bytes] = []
+        self._handler: BaseRequestHandler | None = None
 
     def headers_received(self, start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
-                         headers: httputil.HTTPHeaders) -> asyncio.Future[None]:
-        """Starts the handler.
+                         headers: httputil.HTTPHeaders) -> None:
+        pass  # they are in the request
 
-        :return: done when it wants the body.
-        """
-        request, application, loop = self._request, self._application, asyncio.get_running_loop()
-        self._handler = handler = self._handler_class(application, request, **self._arguments)
-        request._body_future = loop.create_future()
-        prepared = loop.create_future()
-        handler._prepared_future = prepared  # type: ignore[assignment]  # None, says Tornado
-        transforms = [transform(request) for transform in application.transforms]
-        loop.create_task(handler._execute(transforms, *self._path_args, **self._path_kwargs))
-        return prepared
-
-    def data_received(self, data: bytes) -> Any:
-        return self._handler.data_received(data)
+    def data_received(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
 
     def finish(self) -> None:
-        future_set_result_unless_cancelled(self._request._body_future, None)
+        """Starts the handler, now that its request is here."""
+        request, application = self._request, self._application
+        self._handler = handler = self._handler_class(application, request, **self._arguments)
+        request._body_future = WholeBody(handler, self._chunks)  # type: ignore[assignment]
+        transforms = [transform(request) for transform in application.transforms]
+        handler.task = asyncio.get_running_loop().create_task(
+            handler._execute(transforms, *self._path_args, **self._path_kwargs))
 
     def on_connection_close(self) -> None:
-        self._handler.on_connection_close()
+        if self._handler:
+            self._handler.on_connection_close()
 
 
 class RoutedApplication(tornado.web.Application):
@@ -175,7 +174,7 @@ class RoutedApplication(tornado.web.Application):
 
     def get_handler_delegate(  # type: ignore[override]  # as above
             self, request: httputil.HTTPServerRequest,
-            target_class: type[tornado.web.RequestHandler],
+            target_class: type[BaseRequestHandler],
             target_kwargs: dict[str, Any] | None = None, path_args: list[bytes] | None = None,
             path_kwargs: dict[str, bytes] | None = None) -> httputil.HTTPMessageDelegate:
         """Runs a handler for a request."""

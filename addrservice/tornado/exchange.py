@@ -11,6 +11,8 @@ from typing import NamedTuple, NoReturn, Protocol
 from tornado import httputil
 from tornado.iostream import StreamClosedError
 
+from addrservice.tornado.messages import Headers
+
 TCP_INFO_SIZE = 128
 TCP_INFO_BYTES_ACKED = 120
 """Offset of ``tcpi_bytes_acked`` in ``struct tcp_info`` of linux/tcp.h."""
@@ -83,7 +85,8 @@ class Exchange(httputil.HTTPConnection):
                       ) -> asyncio.Future[None]:
         assert isinstance(start_line, httputil.ResponseStartLine)
         self._decide_framing(start_line.code, headers)
-        fields = ''.join([f'{name}: {value}\r\n' for name, value in headers.get_all()])
+        fields = headers.lines() if isinstance(headers, Headers) else ''.join(
+            [f'{name}: {value}\r\n' for name, value in headers.get_all()])
         head = f'HTTP/1.1 {start_line.code} {start_line.reason}\r\n{fields}\r\n'
         return self._send(head.encode('latin-1') + self._framed(chunk or b''))
 
@@ -125,12 +128,13 @@ class Exchange(httputil.HTTPConnection):
             self._body_left = 0
         elif 'Content-Length' in headers:
             self._body_left = int(headers['Content-Length'])
-        ends_with_connection = has_body and 'Content-Length' not in headers
-        self._chunked = ends_with_connection and version != 'HTTP/1.0'
-        self.close_after |= self.is_draining() or (ends_with_connection and not self._chunked)
-        if self._chunked:
+        elif version != 'HTTP/1.0':
+            self._chunked = True
             headers['Transfer-Encoding'] = 'chunked'
-        if self.close_after:
+        else:
+            self.close_after = True
+        if self.close_after or self.is_draining():
+            self.close_after = True
             headers['Connection'] = 'close'
         elif version == 'HTTP/1.0':
             headers['Connection'] = 'keep-alive'

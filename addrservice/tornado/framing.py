@@ -109,13 +109,12 @@ def inflate(data: bytes, max_size: int) -> bytes:
     return inflated
 
 
-def wants_close(start_line: httputil.RequestStartLine, headers: httputil.HTTPHeaders) -> bool:
+def wants_close(version: str, headers: httputil.HTTPHeaders) -> bool:
     """Whether the connection ends with this request (RFC 9112 section 9.3)."""
     if 'Connection' not in headers:
-        return start_line.version == 'HTTP/1.0'
+        return version == 'HTTP/1.0'
     options = {option.strip().lower() for option in headers['Connection'].split(',')}
-    return 'close' in options or (start_line.version == 'HTTP/1.0'
-                                  and 'keep-alive' not in options)
+    return 'close' in options or (version == 'HTTP/1.0' and 'keep-alive' not in options)
 
 
 def _parse_start_line(line: str) -> httputil.RequestStartLine:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 import time
+import weakref
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from tornado import httputil
 from tornado.httputil import _normalize_header
+from tornado.web import RequestHandler
 
 
 class Headers(httputil.HTTPHeaders):
@@ -22,8 +25,28 @@ class Headers(httputil.HTTPHeaders):
         self._as_list = {}
         self._combined_cache = {}
 
+    @classmethod
+    def of(cls, fields: Mapping[str, str]) -> Headers:
+        """
+        :param fields: their values by their names, both known to be good, the names as
+            Tornado writes them: ``Etag``.
+        """
+        headers = cls()
+        headers._as_list = {name: [value] for name, value in fields.items()}
+        return headers
+
+    def copy(self) -> Headers:
+        copied = Headers()
+        copied._as_list = {name: values[:] for name, values in self._as_list.items()}
+        return copied
+
     def __contains__(self, name: object) -> bool:
         return _normalize_header(name) in self._as_list
+
+    def lines(self) -> str:
+        """All fields as they are sent."""
+        return ''.join([f'{name}: {value}\r\n' for name, values in self._as_list.items()
+                        for value in values])
 
     def get(self, name: str, default: Any = None) -> Any:
         """As of any mapping; but no exception is made and caught for a field that is not there."""
@@ -52,6 +75,33 @@ class Request(httputil.HTTPServerRequest):
         self.arguments, self.query_arguments, self.body_arguments = {}, {}, {}
         self.body, self.files, self.server_connection = b'', {}, None
         self._start_time, self._finish_time = time.time(), None
+
+
+class WholeBody:
+    """Stands where Tornado waits for the rest of a body: it has come whole, and is handed
+    over when the handler is prepared for it."""
+
+    def __init__(self, handler: RequestHandler, chunks: Sequence[bytes]) -> None:
+        """
+        :param handler: gets the body in `data_received`.
+        :param chunks: the body.
+        """
+        # Weak, as the handler knows the request, and that this: both would be left to the
+        # garbage collector.
+        self._handler = weakref.ref(handler)
+        self._chunks = chunks
+
+    def done(self) -> bool:
+        """Whether all has come; asked by Tornado when the client hangs up."""
+        return True
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        for chunk in self._chunks:
+            handler = self._handler()
+            assert handler is not None  # it waits for this
+            received = handler.data_received(chunk)
+            if received is not None:
+                yield from received.__await__()
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,28 +2,37 @@
 
 Nearly every request is of this kind: it has come whole, names its length if it has a body, and
 asks for nothing unusual. What is not, or might not be, is left for `reader.py`, which takes the
-same bytes and decides with care; so nothing is refused here. `transport_test.py` holds that both
+same bytes and decides with care; so nothing is refused here. `plain_test.py` holds that both
 understand the same of all that is understood here.
+
+The header fields are parsed by llhttp, and those of the last requests are remembered: of what a
+client asks one thing after the other, little more than the target changes.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import NamedTuple
 
 import httptools
 from tornado import httputil
 
-from addrservice.tornado.framing import MAX_HEADER_FIELDS, MAX_LENGTH_DIGITS, MAX_TARGET_LENGTH
+from addrservice.tornado.framing import (
+    MAX_HEADER_FIELDS, MAX_LENGTH_DIGITS, MAX_TARGET_LENGTH, wants_close)
 from addrservice.tornado.messages import Headers
 from addrservice.tornado.reader import Limits
 
 END_OF_HEAD = b'\r\n\r\n'
 
+MAX_REMEMBERED_SIZE = 1024
+"""Bytes of header fields that are remembered; more are parsed each time."""
+
+_REQUEST_LINE = re.compile(rb'(GET|HEAD|POST|PUT|DELETE|OPTIONS) (/[!-"$-~]{0,%d}) HTTP/1\.1\r\n'
+                           % (MAX_TARGET_LENGTH - 1))
+_STRAY_LINE_BREAK = re.compile(rb'(?<!\r)\n|\r(?!\n)')
 _UNUSUAL = frozenset(('Content-Encoding', 'Expect', 'Transfer-Encoding', 'Upgrade'))
 """Fields by which a request is read in another way."""
-
-_TARGET = re.compile(rb'/[!-"$-~]{0,%d}' % (MAX_TARGET_LENGTH - 1))
 
 
 class PlainRequest(NamedTuple):
@@ -32,84 +41,92 @@ class PlainRequest(NamedTuple):
     start_line: httputil.RequestStartLine
     headers: httputil.HTTPHeaders
     body: bytes
+    closes: bool
+    """Whether the connection ends with it."""
+
     size: int
     """Bytes that it takes in the input."""
 
 
-class PlainReader:
-    """Looks for a plain request at the start of what a client has sent.
+class Fields(NamedTuple):
+    """Header fields that are plain."""
 
-    The parser is llhttp, which is kept from one request to the next; a request
-    that it does not get to the end of takes it along.
+    headers: Headers
+    """Not to be changed: they are of all requests that have sent the same."""
+
+    length: int
+    """Bytes of the body."""
+
+    closes: bool
+
+
+def read_plain(data: bytes, limits: Limits) -> PlainRequest | None:
+    """The request that the data starts with; None if it is not plain, or not whole.
+
+    :param data: what a client has sent.
+    :param limits: larger requests are none that are read here.
     """
+    line = _REQUEST_LINE.match(data)
+    if line is None:
+        return None
+    start = line.end()
+    head_end = data.find(END_OF_HEAD, start - 2) + len(END_OF_HEAD)
+    if not start < head_end <= limits.max_header_size:
+        return None
+    fields = _fields_of(data[start:head_end])
+    if fields is None or fields.length > min(limits.max_body_size, len(data) - head_end):
+        return None
+    method, target = line.groups()
+    end = head_end + fields.length
+    return PlainRequest(
+        httputil.RequestStartLine(method.decode(), target.decode(), 'HTTP/1.1'),
+        fields.headers.copy(), data[head_end:end], fields.closes, end)
 
-    def __init__(self, limits: Limits) -> None:
-        """
-        :param limits: larger requests are none that are read here.
-        """
-        self._limits = limits
-        self._parser: httptools.HttpRequestParser | None = None
 
-    def read(self, data: bytearray) -> PlainRequest | None:
-        """The request that the data starts with; None if it is not plain, or not whole.
+def _fields_of(data: bytes) -> Fields | None:
+    return _remembered(data) if len(data) <= MAX_REMEMBERED_SIZE else _parse(data)
 
-        :param data: what the client has sent; stays as it is.
-        """
-        end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
-        if not len(END_OF_HEAD) <= end <= self._limits.max_header_size:
-            return None
-        parser, self._parser = self._parser or httptools.HttpRequestParser(self), None
-        self._target, self._is_whole = b'', False
-        self._fields: list[tuple[bytes, bytes]] = []
-        try:
-            return self._read(parser, data, end)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade, httputil.HTTPInputError):
-            return None
 
-    def _read(self, parser: httptools.HttpRequestParser, data: bytearray, end: int
-              ) -> PlainRequest | None:
-        parser.feed_data(data[:end])
-        headers = self._headers()
-        if headers is None:
-            return None
-        digits = headers['Content-Length'] if 'Content-Length' in headers else '0'
-        if len(digits) > MAX_LENGTH_DIGITS:
-            return None
-        length = int(digits)
-        if length:
-            parser.feed_data(data[end:end + length])
-        line = b'%b %b HTTP/1.1\r\n' % (parser.get_method(), self._target)
-        # Whole is none of which more bytes are to come, nor one whose head has not ended there.
-        if (not self._is_whole or length > self._limits.max_body_size
-                or not data.startswith(line)):
-            return None
-        if parser.should_keep_alive():
-            self._parser = parser
-        start_line = httputil.RequestStartLine(
-            parser.get_method().decode(), self._target.decode(), 'HTTP/1.1')
-        return PlainRequest(start_line, headers, bytes(data[end:end + length]), end + length)
+@functools.lru_cache(maxsize=512)
+def _remembered(data: bytes) -> Fields | None:
+    return _parse(data)
 
-    def _headers(self) -> httputil.HTTPHeaders | None:
-        """The fields as Tornado has them, if they are plain."""
-        if len(self._fields) > MAX_HEADER_FIELDS or not _TARGET.fullmatch(self._target):
-            return None
-        headers = Headers()
-        for field, content in self._fields:
-            name, value = field.decode('latin-1'), content.decode('latin-1').rstrip(' \t')
-            if name in headers:
-                headers.add(name, value)
-            else:  # the parser has checked them
-                headers[name] = value
-        is_plain = len(headers.get_list('Host')) == 1 and _UNUSUAL.isdisjoint(headers)
-        return headers if is_plain else None
 
-    # What follows is called by the parser.
+def _parse(data: bytes) -> Fields | None:
+    """
+    :param data: all header fields, and the empty line behind them.
+    """
+    if _STRAY_LINE_BREAK.search(data):
+        return None
+    found: list[tuple[bytes, bytes]] = []
+    try:
+        httptools.HttpRequestParser(_Listener(found)).feed_data(b'GET / HTTP/1.1\r\n' + data)
+        return _plain(found)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade, httputil.HTTPInputError):
+        return None
 
-    def on_url(self, url: bytes) -> None:
-        self._target += url
+
+class _Listener:
+    """Is told by the parser what it finds."""
+
+    def __init__(self, found: list[tuple[bytes, bytes]]) -> None:
+        self._found = found
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._fields.append((name, value))
+        self._found.append((name, value))
 
-    def on_message_complete(self) -> None:
-        self._is_whole = True
+
+def _plain(found: list[tuple[bytes, bytes]]) -> Fields | None:
+    if len(found) > MAX_HEADER_FIELDS:
+        return None
+    headers = Headers()
+    for field, content in found:
+        name, value = field.decode('latin-1'), content.decode('latin-1').rstrip(' \t')
+        if name in headers:
+            headers.add(name, value)
+        else:  # the parser has checked them
+            headers[name] = value
+    digits = headers.get('Content-Length', '0')
+    is_plain = (len(headers.get_list('Host')) == 1 and len(digits) <= MAX_LENGTH_DIGITS
+                and digits.isdecimal() and _UNUSUAL.isdisjoint(headers))
+    return Fields(headers, int(digits), wants_close('HTTP/1.1', headers)) if is_plain else None

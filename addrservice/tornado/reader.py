@@ -15,7 +15,7 @@ from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 
 from addrservice.tornado import framing
-from addrservice.tornado.exchange import Exchange, Peer
+from addrservice.tornado.exchange import Exchange
 from addrservice.tornado.messages import Request
 
 READ_SIZE = 64 * 1024
@@ -96,6 +96,10 @@ class Input(ABC):
             await self.receive()
             await asyncio.sleep(0)  # others have their turn, however fast it comes
 
+    def take_all(self) -> bytes:
+        """Takes what is there."""
+        return self._take(len(self.buffer))
+
     def _take(self, size: int) -> bytes:
         taken = bytes(self.buffer[:size])
         del self.buffer[:size]
@@ -158,7 +162,9 @@ class RequestReader:
     def _understand_head(self, data: bytes) -> None:
         self._guess_start_line(data)
         start_line, headers = framing.parse_head(data, self.limits.max_header_size)
-        self.request = request_for(self.exchange, start_line, headers, self.limits.trusted_proxies)
+        closes = framing.wants_close(start_line.version, headers)
+        self.request = request_for(
+            self.exchange, start_line, headers, closes, self.limits.trusted_proxies)
 
     async def _read_body(self) -> bytes:
         length = framing.body_length(self.exchange.request_start_line, self.request.headers)
@@ -254,18 +260,20 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def request_for(exchange: Exchange, start_line: httputil.RequestStartLine,
-                headers: httputil.HTTPHeaders, trusted: Sequence[Network]
+                headers: httputil.HTTPHeaders, closes: bool, trusted: Sequence[Network]
                 ) -> httputil.HTTPServerRequest:
     """The request that has this head; the exchange is told what there is to answer.
 
+    :param closes: whether the connection ends with it.
     :param trusted: as for `client_ip`.
     :raises HTTPError: 400, its Host or its query string makes no sense.
     """
     exchange.request_start_line = start_line
-    if 'X-Forwarded-For' in headers:
-        exchange.context = Peer(client_ip(exchange.context.remote_ip, headers, trusted))
+    if trusted:
+        exchange.context = exchange.context._replace(
+            remote_ip=client_ip(exchange.context.remote_ip, headers, trusted))
     request = _request(exchange, headers)
-    exchange.close_after = framing.wants_close(start_line, headers)
+    exchange.close_after = closes
     return request
 
 

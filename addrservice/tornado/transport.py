@@ -19,7 +19,7 @@ from tornado.web import HTTPError
 
 from addrservice.tornado.connection import Connection, HTTPServer
 from addrservice.tornado.exchange import Exchange
-from addrservice.tornado.plain import PlainReader, PlainRequest
+from addrservice.tornado.plain import PlainRequest, read_plain
 from addrservice.tornado.reader import READ_SIZE, Input, request_for
 
 
@@ -138,7 +138,6 @@ class FastConnection(Connection):
         """
         stream = TransportStream(accepted, self)
         super().__init__(server, stream, PushedInput(), ip)
-        self._plain = PlainReader(self.limits)
         self._is_answering = False
         self._on_hang_up: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = asyncio.create_task(
@@ -156,11 +155,11 @@ class FastConnection(Connection):
 
     def on_data(self, data: bytes) -> None:
         """Something has come."""
-        self.input.push(data)
-        if not self._is_answering:
-            self.server.idle.discard(self)
-            self._is_answering = True
-            self._answer_next()
+        if self._is_answering:
+            return self.input.push(data)
+        self.server.idle.discard(self)
+        self._is_answering = True
+        self._answer_next(data)
 
     def on_lost(self) -> None:
         """The connection is no more."""
@@ -181,12 +180,14 @@ class FastConnection(Connection):
         if self._task is asyncio.current_task():  # and no request has come yet
             self._task = None  # or it would be kept for as long as the connection
 
-    def _answer_next(self) -> None:
-        """Answers the request that the input begins with."""
-        if self.stream.closed():
-            return
-        plain = self._plain.read(self.input.buffer)
-        if plain is None or not self._answer(plain):
+    def _answer_next(self, data: bytes) -> None:
+        """Answers the request that the data begins with.
+
+        :param data: all that has come and is not answered.
+        """
+        plain = read_plain(data, self.limits)
+        if plain is None or not self._answer(plain, data):
+            self.input.push(data)
             self._task = asyncio.create_task(self._answer_with_care())
 
     async def _answer_with_care(self) -> None:
@@ -196,18 +197,20 @@ class FastConnection(Connection):
         finally:
             self._go_on(may_go_on)
 
-    def _answer(self, plain: PlainRequest) -> bool:
+    def _answer(self, plain: PlainRequest, data: bytes) -> bool:
         """Hands a request to its handler.
 
+        :param data: what it is the start of.
         :return: whether it could be; else nothing has happened.
         """
         exchange = self.exchange(self._has_answered)
         try:
-            request = request_for(exchange, plain.start_line, plain.headers,
+            request = request_for(exchange, plain.start_line, plain.headers, plain.closes,
                                   self.limits.trusted_proxies)
         except HTTPError:
             return False
-        del self.input.buffer[:plain.size]
+        if plain.size < len(data):
+            self.input.push(data[plain.size:])
         exchange.body_bytes_received = len(plain.body)
         request.body = plain.body
         delegate = self.delegate_of(request, exchange)
@@ -271,7 +274,11 @@ class FastConnection(Connection):
         self.input.resume()
         if self.input.buffer:
             # Not now: who has answered is about to write its line.
-            asyncio.get_running_loop().call_soon(self._answer_next)
+            asyncio.get_running_loop().call_soon(self._answer_what_waits)
         else:
             self._is_answering = False
             self.server.idle.add(self)
+
+    def _answer_what_waits(self) -> None:
+        if not self.stream.closed():
+            self._answer_next(self.input.take_all())

@@ -375,7 +375,7 @@ class BodyTest(unittest.TestCase):
                 ('HTTP/1.0', ['close'], True), ('HTTP/1.0', ['keep-alive, close'], True)):
             with self.subTest(version, options=options):
                 self.assertEqual(
-                    framing.wants_close(start_line(version), fields_of('Connection', options)),
+                    framing.wants_close(version, fields_of('Connection', options)),
                     closes)
 
     def length(self, field: str, values: list[str], version: str = 'HTTP/1.1') -> int | None:

@@ -21,7 +21,7 @@ from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 
 from addrservice.tornado.exchange import Exchange, Peer
-from addrservice.tornado.plain import PlainReader
+from addrservice.tornado.plain import read_plain
 from addrservice.tornado.reader import Input, Limits, RequestReader, request_for
 from tests.grammar import Grammar
 
@@ -196,16 +196,15 @@ def exchange() -> Exchange:
     return Exchange(SilentStream(), Peer('192.0.2.1'), 60, lambda: False, lambda _: None)
 
 
-def read_short(reader: PlainReader, data: bytes, limits: Limits) -> Understood | None:
+def read_short(data: bytes, limits: Limits) -> Understood | None:
     """What the short way makes of the start of these bytes."""
-    buffer = bytearray(data)
-    plain = reader.read(buffer)
-    assert buffer == data
+    plain = read_plain(data, limits)
     if plain is None:
         return None
     way_out = exchange()
     try:
-        request = request_for(way_out, plain.start_line, plain.headers, limits.trusted_proxies)
+        request = request_for(way_out, plain.start_line, plain.headers, plain.closes,
+                              limits.trusted_proxies)
     except HTTPError:
         return None
     request.body = plain.body
@@ -236,13 +235,9 @@ class PlainTest(unittest.TestCase):
     def setUpClass(cls) -> None:
         cls.runner = cls.enterClassContext(asyncio.Runner())
 
-    def setUp(self) -> None:
-        self.reader = PlainReader(USUAL)
-
     def test_ordinary_requests_are_read_the_short_way(self) -> None:
         for name, data in {**ORDINARY, **CLOSING}.items():
             with self.subTest(name):
-                self.reader = PlainReader(USUAL)
                 short = self.assert_same(data + b'GET /next HTTP/1.1\r\n')
                 assert short is not None
                 self.assertEqual(short.size, len(data))
@@ -250,21 +245,21 @@ class PlainTest(unittest.TestCase):
     def test_unusual_requests_are_left_to_the_careful_way(self) -> None:
         for name, data in UNUSUAL.items():
             with self.subTest(name):
-                self.assertIsNone(self.reader.read(bytearray(data)))
+                self.assertIsNone(read_plain(data, USUAL))
                 self.assertIsNotNone(self.run_soon(read_carefully(data, USUAL)))
 
     def test_what_is_refused_is_not_read_the_short_way_either(self) -> None:
         for name, data in REFUSED.items():
             with self.subTest(name):
-                self.assertIsNone(read_short(self.reader, data, USUAL))
+                self.assertIsNone(read_short(data, USUAL))
                 self.assertIsNone(self.run_soon(read_carefully(data, USUAL)))
                 if name != 'a Host that is none':  # which is seen when the request is made
-                    self.assertIsNone(self.reader.read(bytearray(data)))
+                    self.assertIsNone(read_plain(data, USUAL))
 
     def test_a_request_that_has_not_come_whole_is_left_to_the_careful_way(self) -> None:
         data = ORDINARY['curl -d']
         for size in range(len(data)):
-            self.assertIsNone(self.reader.read(bytearray(data[:size])), size)
+            self.assertIsNone(read_plain(data[:size], USUAL), size)
             if size % 20 == 0:
                 self.assertIsNotNone(self.assert_same(data))
 
@@ -272,7 +267,7 @@ class PlainTest(unittest.TestCase):
         for name, before in {**ORDINARY, **UNUSUAL, **REFUSED}.items():
             for data in (ORDINARY['curl'], ORDINARY['requests']):
                 with self.subTest(name):
-                    read_short(self.reader, before, USUAL)
+                    read_short(before, USUAL)
                     self.assertIsNotNone(self.assert_same(data))
 
     def test_requests_are_read_one_after_the_other(self) -> None:
@@ -290,7 +285,7 @@ class PlainTest(unittest.TestCase):
            st.sampled_from([0.003, 0.02, 0.08]))
     def test_any_requests_are_understood_alike_or_not_at_all(
             self, seed: int, limits: Limits, oddity: float) -> None:
-        grammar, self.reader = Grammar(Random(seed), oddity), PlainReader(limits)
+        grammar = Grammar(Random(seed), oddity)
         for _ in range(4):
             rest = grammar.pipeline(3)
             while short := self.assert_same(rest, limits):
@@ -310,7 +305,7 @@ class PlainTest(unittest.TestCase):
 
         :return: what it does.
         """
-        short = read_short(self.reader, data, limits)
+        short = read_short(data, limits)
         if short is not None:
             self.assertEqual(short, self.run_soon(read_carefully(data, limits)), data)
         return short
