@@ -66,6 +66,16 @@ or more; with RFC 6531, 3.3, both may go beyond ASCII. Dots and "@" fit in one p
 label gives back at most 62 characters: the time to match is linear in the length."""
 
 _find_unsafe = re.compile(f'[{_UNSAFE}]')
+_find_doubtful = re.compile(rf'[\x7F-\x9F]|\\[^"\\]|:"[{_SPACES}]*"').search
+"""In an entry as JSON: what may be a character that no text may hold, or a text that is blank. In
+JSON, C0 controls stand behind a backslash, and a quote that belongs to a text does, too."""
+
+
+def _is_doubtful(text: str) -> bool:
+    """Look for what `_find_doubtful` finds; in nearly all entries there is not even a sign of it."""
+    is_printable = '\x7f' not in text if text.isascii() else text.isprintable()
+    has_signs = not is_printable or '\\' in text or ':" ' in text or ':""' in text
+    return has_signs and _find_doubtful(text) is not None
 
 
 # --- Rules ---
@@ -80,7 +90,8 @@ class Rule(ABC):
 
     @abstractmethod
     def shape(self) -> Any:
-        """Tell msgspec what a document's value may be; never more than ``faults`` allows."""
+        """Tell msgspec what a document's value may be; never more than ``faults`` allows, where
+        `_is_doubtful` has nothing against the whole."""
 
     def load(self, value: Any) -> object:
         """Turn a document's value into an object's.
@@ -116,12 +127,14 @@ class Text(Rule):
         :param complaint: what to say of a text that does not fit the pattern.
         """
         self._max_length = max_length
-        self._pattern = pattern
+        # One look at all texts together finds what these forbid.
+        self._own_pattern = None if pattern in (ANY_PATTERN, FILLED_PATTERN) else pattern
         self._match = re.compile(pattern).match
         self._complaint = complaint
 
     def shape(self) -> Any:
-        return Annotated[str, msgspec.Meta(max_length=self._max_length, pattern=self._pattern)]
+        return Annotated[str, msgspec.Meta(max_length=self._max_length,
+                                           pattern=self._own_pattern)]
 
     def complaint(self, value: object) -> str:
         if not isinstance(value, str):
@@ -420,8 +433,7 @@ class AddressEntry(Model):
     @classmethod
     def from_api_dm(cls, document: object) -> Self:
         try:
-            checked = msgspec.convert(document, cls.shape)
-            return cls._folded(msgspec.json.encode(checked).decode())
+            return cls._folded(_written(msgspec.convert(document, cls.shape)))
         except (msgspec.ValidationError, ValueError):
             pass  # the rules have more to say about it
         return super().from_api_dm(document)
@@ -473,7 +485,18 @@ def _check(text: str) -> str:
 
     :raises DecodeError, ValueError: it may hold none.
     """
-    return msgspec.json.encode(_read_entry(text)).decode()
+    return _written(_read_entry(text))
+
+
+def _written(shaped: Any) -> str:
+    """Write what msgspec has taken for a document.
+
+    :raises ValueError: it may be none.
+    """
+    text = msgspec.json.encode(shaped).decode()
+    if _is_doubtful(text):
+        raise ValueError('a text in it may not be allowed')
+    return text
 
 
 _checked = functools.lru_cache(maxsize=1024)(_check)

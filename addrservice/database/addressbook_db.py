@@ -13,7 +13,6 @@ import contextlib
 import logging
 import re
 import secrets
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple
@@ -37,8 +36,10 @@ def is_nickname(text: str) -> bool:
 
 
 def new_nickname() -> str:
-    """A name that no entry has: 32 hexadecimal digits, random (RFC 9562 section 5.4)."""
-    return uuid.uuid4().hex
+    """A name that no entry has: 32 hexadecimal digits, a UUID of version 4 (RFC 9562 section
+    5.4), for which Python's own would make an object."""
+    digits = secrets.token_hex(16)
+    return f'{digits[:12]}4{digits[13:16]}{"89ab"[int(digits[16], 16) % 4]}{digits[17:]}'
 
 
 def is_version(text: str) -> bool:
