@@ -13,8 +13,6 @@ import bisect
 import math
 import os
 import platform
-import re
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from http import HTTPMethod
@@ -22,13 +20,10 @@ from typing import Literal
 
 from prometheus_client import (
     CollectorRegistry, Counter, GCCollector, Gauge, Histogram, ProcessCollector,
-    disable_created_metrics, generate_latest)
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from prometheus_client.openmetrics import exposition as openmetrics
+    disable_created_metrics)
 
 from addrservice import MULTIPROCESS, __version__
-from addrservice.errors import ConfigError
+from addrservice.utils.exposition import forget, prepare_folder, sum_of_all, text_of
 
 METHODS = frozenset(HTTPMethod.__members__)
 """Those that have a name of their own; clients may invent others without number."""
@@ -56,9 +51,6 @@ SPAN_BUCKETS = OPERATION_BUCKETS
 LAG_BUCKETS = (.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10)
 SIZE_BUCKETS = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 """Bytes."""
-
-_FILE_OF_LIVE_GAUGES = re.compile(r'gauge_live\w*_(\d+)\.db')
-_OPENMETRICS, _ANY_TEXT = 'application/openmetrics-text', ('text/plain', 'text/*', '*/*')
 
 
 class Metrics:
@@ -186,22 +178,15 @@ class Metrics:
             takes OpenMetrics gets that, with exemplars, everyone else the older format.
         :return: the body and its media type.
         """
-        registry = self._registry
-        if self.is_shared:
-            forget_dead_processes(os.environ[MULTIPROCESS])
-            self.refresh()
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # adds itself
-        if prefers_openmetrics(accept):
-            # The library is half typed.
-            text = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
-            return text, openmetrics.CONTENT_TYPE_LATEST
-        return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
+        if not self.is_shared:
+            return text_of(self._registry, accept)
+        self.refresh()
+        return text_of(sum_of_all(os.environ[MULTIPROCESS]), accept)
 
     def stop(self) -> None:
         """From now on other processes do not tell of this one what is only true while it runs."""
         if self.is_shared:
-            _forget(os.getpid(), os.environ[MULTIPROCESS])
+            forget(os.getpid(), os.environ[MULTIPROCESS])
 
     def _make_http_metrics(self) -> None:
         self._active = Gauge(
@@ -278,65 +263,6 @@ class Metrics:
         if key[0] in METHODS:
             self._sizes[key] = children
         return children
-
-
-def prefers_openmetrics(accept: str) -> bool:
-    """Whether a client would rather have OpenMetrics than plain text.
-
-    :param accept: its Accept header (RFC 9110 section 12.5.1).
-    """
-    weights: dict[str, float] = {}
-    for item in accept.lower().split(','):
-        media_type, *parameters = (part.strip() for part in item.split(';'))
-        weights[media_type] = max(weights.get(media_type, 0.0), _weight(parameters))
-    text = next((weights[name] for name in _ANY_TEXT if name in weights), 0.0)
-    wanted = weights.get(_OPENMETRICS, 0.0)
-    return wanted > 0 and wanted >= text
-
-
-def _weight(parameters: Sequence[str]) -> float:
-    """The parameter ``q``; 0 if it makes no sense (RFC 9110 section 12.4.2)."""
-    given = next((text[2:] for text in parameters if text.startswith('q=')), '1')
-    return float(given) if re.fullmatch(r'[01](\.\d{0,3})?', given) else 0.0
-
-
-def prepare_folder(folder: str) -> None:
-    """Makes the folder that processes share, and removes from it what was true of those
-    that have ended without saying so, one with this process's own number among them: in a
-    container each has the same.
-
-    :raises ConfigError: it cannot be used.
-    """
-    try:
-        os.makedirs(folder, exist_ok=True)
-        _forget(os.getpid(), folder)
-        forget_dead_processes(folder)
-        with tempfile.TemporaryFile(dir=folder):
-            pass  # it can be written
-    except OSError as error:
-        raise ConfigError(f'{MULTIPROCESS}: {folder}: cannot be used: {error.strerror}') from error
-
-
-def forget_dead_processes(folder: str) -> None:
-    """Removes what was true of processes that do not run any more."""
-    found = map(_FILE_OF_LIVE_GAUGES.fullmatch, os.listdir(folder))
-    for pid in {int(match[1]) for match in found if match}:
-        if not _is_alive(pid):
-            _forget(pid, folder)
-
-
-def _forget(pid: int, folder: str) -> None:
-    mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]  # the library is half typed
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it is there, and somebody else's
-    return True
 
 
 def _method(method: str) -> str:

@@ -24,8 +24,8 @@ from prometheus_client.samples import Sample
 
 from addrservice import MULTIPROCESS, __version__
 from addrservice.errors import ConfigError
-from addrservice.utils.metrics import (
-    MAX_SPAN_NAMES, NOT_NOW, REFUSALS, Metrics, prepare_folder)
+from addrservice.utils.exposition import prepare_folder
+from addrservice.utils.metrics import MAX_SPAN_NAMES, NOT_NOW, REFUSALS, Metrics
 from tests.support import ROOT
 
 OPENMETRICS = 'application/openmetrics-text; version=1.0.0'
