@@ -9,26 +9,22 @@ them, where there are any: ``http_server_*`` (with the short labels ``method``,
 
 from __future__ import annotations
 
-import bisect
 import math
 import os
 import platform
-import re
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from http import HTTPMethod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from prometheus_client import (
     CollectorRegistry, Counter, GCCollector, Gauge, Histogram, ProcessCollector,
-    disable_created_metrics, generate_latest)
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from prometheus_client.openmetrics import exposition as openmetrics
+    disable_created_metrics)
 
 from addrservice import MULTIPROCESS, __version__
-from addrservice.errors import ConfigError
+from addrservice.utils.exposition import forget, prepare_folder, sum_of_all, text_of
+from addrservice.utils.tallies import BATCH, BeforeCollecting, Tallies, Tally, observe_all
 
 METHODS = frozenset(HTTPMethod.__members__)
 """Those that have a name of their own; clients may invent others without number."""
@@ -57,12 +53,17 @@ LAG_BUCKETS = (.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10)
 SIZE_BUCKETS = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 """Bytes."""
 
-_FILE_OF_LIVE_GAUGES = re.compile(r'gauge_live\w*_(\d+)\.db')
-_OPENMETRICS, _ANY_TEXT = 'application/openmetrics-text', ('text/plain', 'text/*', '*/*')
+RequestKey = tuple[str, str | None, int]
+"""Method, route and status."""
+
+EndedRequest = tuple[float, int, int | None, str | None, float]
+"""Seconds, bytes of both bodies, and the trace; when it ended, in seconds since the epoch."""
 
 
 class Metrics:
     """Counts and measures, and tells Prometheus.
+
+    What each request brings waits in tallies until somebody looks.
 
     With several processes that share a folder (`MULTIPROCESS`) each of them tells
     the sum of all; the library has no exemplars then, and what is of one
@@ -82,19 +83,19 @@ class Metrics:
             prepare_folder(os.environ[MULTIPROCESS])
         # A third of all series, which say when the process started, as another one does.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library is half typed
+        self._registry.register(BeforeCollecting(self._pour))
         self._make_http_metrics()
         self._make_storage_metrics()
         self._make_process_metrics()
-        self._requests: dict[tuple[str, str | None, int], Histogram] = {}
-        self._sizes: dict[tuple[str, str | None], tuple[Histogram, Histogram]] = {}
-        self._exemplified: dict[tuple[tuple[str, str | None, int], int], int] = {}
-        self._operations: dict[tuple[str, str, str], Histogram] = {}
-        self._spans: dict[str, Histogram] = {}
+        self._under_way = 0
+        self._requests = Tallies(self._request_tally)
+        self._operations = Tallies(self._operation_tally)
+        self._spans = Tallies(self._span_tally)
         self._gauges: dict[str, Gauge] = {}
 
     def request_began(self) -> None:
-        """A request is under way; it must end in `request_ended`."""
-        self._active.inc()
+        """A request is under way; it must end in `request_ended`, in the same thread."""
+        self._under_way += 1
 
     def request_ended(self, method: str, route: str | None, status: int, seconds: float,
                       request_size: int, response_size: int | None, trace_id: str | None) -> None:
@@ -105,16 +106,11 @@ class Metrics:
         :param response_size: bytes of the answer's body, if known.
         :param trace_id: of the trace that it belongs to.
         """
-        self._active.dec()
-        key = method, route, status
-        duration = self._requests.get(key) or self._request_child(key)
-        is_example = trace_id and self._is_first_of_second(key, seconds)
-        duration.observe(seconds, {'trace_id': str(trace_id)} if is_example else None)
-        received, sent = self._sizes.get(key[:2]) or self._size_children(key[:2])
-        if request_size:  # most requests have no body, and would hide how large those of others are
-            received.observe(request_size)
-        if response_size is not None:
-            sent.observe(response_size)
+        self._under_way -= 1
+        tally = self._requests[method, route, status]
+        tally.append((seconds, request_size, response_size, trace_id, time.time()))
+        if len(tally) >= BATCH:
+            tally.pour()
         if status in REFUSALS:
             self.refused(REFUSALS[status])
 
@@ -130,11 +126,10 @@ class Metrics:
 
         :param outcome: ``ok``, or the name of an error.
         """
-        key = engine, operation, outcome
-        child = self._operations.get(key)
-        if child is None:
-            child = self._operations[key] = self._operation.labels(*key)
-        child.observe(seconds)
+        tally = self._operations[engine, operation, outcome]
+        tally.append(seconds)
+        if len(tally) >= BATCH:
+            tally.pour()
 
     def unreadable_record(self) -> None:
         """A damaged record was met."""
@@ -145,12 +140,11 @@ class Metrics:
         self._lag.observe(seconds)
 
     def span_ended(self, name: str, seconds: float) -> None:
-        """A span has ended. Of very many names, the later ones count as one."""
-        child = self._spans.get(name)
-        if child is None:
-            label = name if len(self._spans) < MAX_SPAN_NAMES else OTHER_SPAN
-            child = self._spans[label] = self._span.labels(label)
-        child.observe(seconds)
+        """A span has ended, in any thread. Of very many names, the later ones count as one."""
+        tally = self._spans[name]
+        tally.append(seconds)
+        if len(tally) >= BATCH:
+            tally.pour()
 
     def set_connections(self, used: int, idle: int, maximum: int) -> None:
         """How many connections the storage engine has to its database, and may have."""
@@ -172,8 +166,9 @@ class Metrics:
         self._ready.set(is_ready)
 
     def refresh(self) -> None:
-        """Brings up to date what the system knows of this process, for others to tell;
-        to be called about once a second where metrics are shared."""
+        """Brings up to date what others tell of this process: what it has counted, and what the
+        system knows of it; to be called about once a second where metrics are shared."""
+        self._pour()
         for family in self._own.collect():
             for name, labels, value, *_ in family.samples:
                 gauge = self._gauge(name, family.documentation, tuple(labels), 'liveall')
@@ -186,22 +181,22 @@ class Metrics:
             takes OpenMetrics gets that, with exemplars, everyone else the older format.
         :return: the body and its media type.
         """
-        registry = self._registry
-        if self.is_shared:
-            forget_dead_processes(os.environ[MULTIPROCESS])
-            self.refresh()
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # adds itself
-        if prefers_openmetrics(accept):
-            # The library is half typed.
-            text = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
-            return text, openmetrics.CONTENT_TYPE_LATEST
-        return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
+        if not self.is_shared:
+            return text_of(self._registry, accept)
+        self.refresh()
+        return text_of(sum_of_all(os.environ[MULTIPROCESS]), accept)
 
     def stop(self) -> None:
         """From now on other processes do not tell of this one what is only true while it runs."""
         if self.is_shared:
-            _forget(os.getpid(), os.environ[MULTIPROCESS])
+            self._pour()
+            forget(os.getpid(), os.environ[MULTIPROCESS])
+
+    def _pour(self) -> None:
+        """Brings up to date what waits until somebody looks."""
+        self._active.set(self._under_way)
+        for tallies in (self._requests, self._operations, self._spans):
+            tallies.pour()
 
     def _make_http_metrics(self) -> None:
         self._active = Gauge(
@@ -256,87 +251,36 @@ class Metrics:
                                        multiprocess_mode=mode)
         return self._gauges[name]
 
-    def _is_first_of_second(self, key: tuple[str, str | None, int], seconds: float) -> bool:
-        """Whether no other request of its kind that took as long has ended in this second: a
-        trace is named for each bucket (an exemplar), and is looked at every few seconds."""
-        now, kind = int(time.monotonic()), (key, bisect.bisect_left(REQUEST_BUCKETS, seconds))
-        is_first = self._exemplified.get(kind) != now
-        if is_first and key[0] in METHODS:
-            self._exemplified[kind] = now
-        return is_first
-
-    def _request_child(self, key: tuple[str, str | None, int]) -> Histogram:
+    def _request_tally(self, key: RequestKey) -> Tally[EndedRequest]:
         method, route, status = key
-        child = self._request.labels(_method(method), route or UNKNOWN_ROUTE, str(status))
-        if method in METHODS:
-            self._requests[key] = child
-        return child
+        labels = _method(method), route or UNKNOWN_ROUTE
+        histograms = _RequestHistograms(
+            self._request.labels(*labels, str(status)), self._request_size.labels(*labels),
+            self._response_size.labels(*labels))
+        return self._requests.setdefault((labels[0], route, status), Tally(histograms.observe))
 
-    def _size_children(self, key: tuple[str, str | None]) -> tuple[Histogram, Histogram]:
-        labels = _method(key[0]), key[1] or UNKNOWN_ROUTE
-        children = self._request_size.labels(*labels), self._response_size.labels(*labels)
-        if key[0] in METHODS:
-            self._sizes[key] = children
-        return children
+    def _operation_tally(self, key: tuple[str, str, str]) -> Tally[float]:
+        count = partial(observe_all, self._operation.labels(*key))
+        return self._operations.setdefault(key, Tally(count))
 
-
-def prefers_openmetrics(accept: str) -> bool:
-    """Whether a client would rather have OpenMetrics than plain text.
-
-    :param accept: its Accept header (RFC 9110 section 12.5.1).
-    """
-    weights: dict[str, float] = {}
-    for item in accept.lower().split(','):
-        media_type, *parameters = (part.strip() for part in item.split(';'))
-        weights[media_type] = max(weights.get(media_type, 0.0), _weight(parameters))
-    text = next((weights[name] for name in _ANY_TEXT if name in weights), 0.0)
-    wanted = weights.get(_OPENMETRICS, 0.0)
-    return wanted > 0 and wanted >= text
+    def _span_tally(self, name: str) -> Tally[float]:
+        label = name if len(self._spans) < MAX_SPAN_NAMES else OTHER_SPAN
+        return self._spans.setdefault(label, Tally(partial(observe_all, self._span.labels(label))))
 
 
-def _weight(parameters: Sequence[str]) -> float:
-    """The parameter ``q``; 0 if it makes no sense (RFC 9110 section 12.4.2)."""
-    given = next((text[2:] for text in parameters if text.startswith('q=')), '1')
-    return float(given) if re.fullmatch(r'[01](\.\d{0,3})?', given) else 0.0
+class _RequestHistograms(NamedTuple):
+    """Where requests of one method, route and status are counted."""
 
+    duration: Histogram
+    received: Histogram
+    sent: Histogram
 
-def prepare_folder(folder: str) -> None:
-    """Makes the folder that processes share, and removes from it what was true of those
-    that have ended without saying so, one with this process's own number among them: in a
-    container each has the same.
-
-    :raises ConfigError: it cannot be used.
-    """
-    try:
-        os.makedirs(folder, exist_ok=True)
-        _forget(os.getpid(), folder)
-        forget_dead_processes(folder)
-        with tempfile.TemporaryFile(dir=folder):
-            pass  # it can be written
-    except OSError as error:
-        raise ConfigError(f'{MULTIPROCESS}: {folder}: cannot be used: {error.strerror}') from error
-
-
-def forget_dead_processes(folder: str) -> None:
-    """Removes what was true of processes that do not run any more."""
-    found = map(_FILE_OF_LIVE_GAUGES.fullmatch, os.listdir(folder))
-    for pid in {int(match[1]) for match in found if match}:
-        if not _is_alive(pid):
-            _forget(pid, folder)
-
-
-def _forget(pid: int, folder: str) -> None:
-    mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]  # the library is half typed
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it is there, and somebody else's
-    return True
+    def observe(self, ended: Sequence[EndedRequest]) -> None:
+        seconds, received, sent, trace_ids, times = zip(*ended)
+        observe_all(self.duration, seconds, trace_ids, times)
+        # Most requests have no body, and would hide how large those of others are.
+        observe_all(self.received, [size for size in received if size])
+        observe_all(self.sent, [size for size in sent if size is not None])
 
 
 def _method(method: str) -> str:

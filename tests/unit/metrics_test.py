@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import signal
@@ -24,8 +25,9 @@ from prometheus_client.samples import Sample
 
 from addrservice import MULTIPROCESS, __version__
 from addrservice.errors import ConfigError
-from addrservice.utils.metrics import (
-    MAX_SPAN_NAMES, NOT_NOW, REFUSALS, Metrics, prepare_folder)
+from addrservice.utils.exposition import prepare_folder, sum_of_all
+from addrservice.utils.metrics import MAX_SPAN_NAMES, NOT_NOW, REFUSALS, Metrics
+from addrservice.utils.tallies import BATCH, Tally
 from tests.support import ROOT
 
 OPENMETRICS = 'application/openmetrics-text; version=1.0.0'
@@ -70,9 +72,11 @@ class CountTest(MetricsTestCase):
     def test_bodies_are_measured_both_ways(self) -> None:
         self.end('POST', '/addresses', 201, request_size=500, response_size=0)
         self.end('POST', '/addresses', 499, request_size=500, response_size=None)
+        self.end('POST', '/addresses', 400, request_size=0, response_size=30)  # it has none
         labels = {'method': 'POST', 'route': '/addresses'}
+        self.assertEqual(self.value('http_server_request_body_size_bytes_count', **labels), 2)
         self.assertEqual(self.value('http_server_request_body_size_bytes_sum', **labels), 1000)
-        self.assertEqual(self.value('http_server_response_body_size_bytes_count', **labels), 1)
+        self.assertEqual(self.value('http_server_response_body_size_bytes_count', **labels), 2)
 
     def test_what_is_under_way_is_a_gauge(self) -> None:
         self.metrics.request_began()
@@ -137,6 +141,16 @@ class CountTest(MetricsTestCase):
         self.assertGreater(
             self.value('addrservice_span_duration_seconds_count', name='(other)') or 0, 90)
 
+    def test_however_many_names_there_are_no_more_is_remembered_of_them(self) -> None:
+        def tallies() -> int:
+            return sum(isinstance(item, Tally) for item in gc.get_objects())
+
+        before = tallies()
+        for number in range(1000):
+            self.end(f'FOO{number}', None, 405)
+            self.metrics.span_ended(f'span {number}', 0.001)
+        self.assertLessEqual(tallies() - before, MAX_SPAN_NAMES + 2)
+
     def test_two_of_them_share_nothing(self) -> None:
         self.end()
         self.assertNotIn(b'/addresses/{id}', Metrics().exposition('')[0])
@@ -197,6 +211,15 @@ sys.stdin.read()
 metrics.stop()
 '''
 
+COUNT = '''
+from addrservice.utils.metrics import Metrics
+metrics = Metrics()
+metrics.request_began()
+metrics.operation_ended('memory', 'ping', 'ok', 0.001)
+metrics.span_ended('a', 0.001)
+metrics.request_ended('GET', '/addresses', 200, 0.002, 0, 100, None)
+'''
+
 
 class ExemplarTest(MetricsTestCase):
     def named(self, *requests: tuple[float, str]) -> set[str]:
@@ -206,11 +229,51 @@ class ExemplarTest(MetricsTestCase):
         return {sample.exemplar.labels['trace_id']
                 for sample in self.samples(OPENMETRICS) if sample.exemplar}
 
-    def test_of_requests_that_are_alike_the_first_of_a_second_has_one(self) -> None:
-        with mock.patch('time.monotonic', return_value=5.0):
-            self.assertEqual(self.named((0.002, 'a'), (0.002, 'b'), (0.3, 'c')), {'a', 'c'})
-        with mock.patch('time.monotonic', return_value=6.0):
-            self.assertEqual(self.named((0.002, 'd')), {'d', 'c'})
+    def test_of_requests_that_are_alike_the_last_one_has_one(self) -> None:
+        self.assertEqual(self.named((0.002, 'a'), (0.002, 'b'), (0.3, 'c')), {'b', 'c'})
+        self.assertEqual(self.named((0.002, 'd')), {'d', 'c'})
+
+    def test_it_has_the_time_at_which_the_request_ended_whenever_somebody_looks(self) -> None:
+        with mock.patch('time.time', return_value=5.5):
+            self.metrics.request_ended('GET', '/a', 200, 0.002, 0, 1, TRACE_ID)
+        example, = (sample.exemplar for sample in self.samples(OPENMETRICS) if sample.exemplar)
+        self.assertEqual((example.value, float(example.timestamp or 0)), (0.002, 5.5))
+
+
+class WaitingTest(MetricsTestCase):
+    """What a request brings is counted when somebody looks, or when much of it waits."""
+
+    def test_where_nobody_looks_not_much_waits(self) -> None:
+        with mock.patch('addrservice.utils.metrics.observe_all') as observe_all:
+            for _ in range(2 * BATCH):
+                self.end('POST', '/a', 201, request_size=1)
+                self.metrics.operation_ended('memory', 'ping', 'ok', 0.001)
+                self.metrics.span_ended('a', 0.001)
+        told = [len(call.args[1]) for call in observe_all.call_args_list]
+        self.assertEqual(told, 2 * [BATCH, BATCH, BATCH, BATCH, BATCH])
+
+    def test_what_has_waited_and_what_waits_are_one_sum(self) -> None:
+        for _ in range(BATCH + 7):
+            self.end()
+            self.metrics.span_ended('a', 0.001)
+        for _ in range(2):  # to look changes nothing
+            self.assertEqual(self.value('addrservice_span_duration_seconds_count', name='a'),
+                             BATCH + 7)
+            self.assertEqual(self.value(
+                'http_server_request_duration_seconds_bucket', method='GET', le='0.0025',
+                route='/addresses/{id}', status='200'), BATCH + 7)
+
+    def test_a_name_that_two_threads_bring_at_once_loses_neither(self) -> None:
+        def make(count: Any) -> Tally[float]:
+            if not others:
+                others.append(None)
+                self.metrics.span_ended('a', 0.001)  # comes first
+            return Tally(count)
+
+        others: list[None] = []
+        with mock.patch('addrservice.utils.metrics.Tally', make):
+            self.metrics.span_ended('a', 0.001)
+        self.assertEqual(self.value('addrservice_span_duration_seconds_count', name='a'), 2)
 
 
 class WorkersTest(unittest.TestCase):
@@ -266,6 +329,17 @@ class WorkersTest(unittest.TestCase):
         self.workers[pid].communicate()
         self.assertFalse(list(folder.glob(f'gauge_live*_{pid}.db')))
         self.assertTrue(list(folder.glob(f'histogram_{pid}.db')))
+
+    def test_others_tell_what_one_has_counted_when_it_has_refreshed_or_stopped(self) -> None:
+        for end in ('metrics.refresh()', 'metrics.stop()'):
+            folder = self.enterContext(tempfile.TemporaryDirectory())
+            subprocess.run(
+                [sys.executable, '-c', f'{COUNT}\n{end}\nimport os\nos._exit(0)'], cwd=ROOT,
+                check=True, env={**os.environ, MULTIPROCESS: folder})
+            told = {sample.name: sample.value for metric in sum_of_all(folder).collect()
+                    for sample in metric.samples}
+            for name in ('http_server_request', 'addrservice_span', 'addrservice_db_operation'):
+                self.assertEqual(told[f'{name}_duration_seconds_count'], 1, end)
 
     def test_what_one_with_the_same_number_was_is_forgotten_too(self) -> None:
         folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
