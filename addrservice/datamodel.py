@@ -72,7 +72,7 @@ JSON, C0 controls stand behind a backslash, and a quote that belongs to a text d
 
 
 def _is_doubtful(text: str) -> bool:
-    """Look for what `_find_doubtful` finds; in nearly all entries there is not even a sign of it."""
+    """Look for what `_find_doubtful` finds; in nearly all entries there is no sign of it."""
     is_printable = '\x7f' not in text if text.isascii() else text.isprintable()
     has_signs = not is_printable or '\\' in text or ':" ' in text or ':""' in text
     return has_signs and _find_doubtful(text) is not None

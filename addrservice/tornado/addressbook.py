@@ -29,7 +29,7 @@ class AddressBookRequestHandler(BaseRequestHandler):
         """Adds an entry; ``Location`` says where it is now."""
         key = await self.service.create_address(self.read_json())
         self.set_status(201)
-        self.set_header('Etag', etag_of(key.version))
+        self._headers.put('Etag', etag_of(key.version))
         # Under the name that was used: the book has two.
         self.set_header('Location', f'{self.request.path.rstrip("/")}/{key.nickname}')
 
@@ -125,13 +125,13 @@ class AddressBookEntryRequestHandler(BaseRequestHandler):
         key = await self.service.create_address(self.read_json(), nickname)
         self.set_status(201)
         self.set_header('Location', self.request.path.rstrip('/'))
-        self.set_header('Etag', etag_of(key.version))
+        self._headers.put('Etag', etag_of(key.version))
 
     async def _replace(self, nickname: str, conditions: Conditions) -> None:
         if_version = await self._version_to_change(nickname, conditions)
         version = await self.service.update_address(nickname, self.read_json(), if_version)
         self.set_status(204)
-        self.set_header('Etag', etag_of(version))
+        self._headers.put('Etag', etag_of(version))
 
     def _conditions(self) -> Conditions:
         """

@@ -169,8 +169,7 @@ class RoutedApplication(tornado.web.Application):
         route, arguments = self.table.find(request.path)
         if route is None:
             return super().find_handler(request, **kwargs)
-        return self.get_handler_delegate(
-            request, route.handler, self._arguments[route], arguments)
+        return HandlerDelegate(self, request, route.handler, self._arguments[route], arguments, {})
 
     def get_handler_delegate(  # type: ignore[override]  # as above
             self, request: httputil.HTTPServerRequest,

@@ -64,6 +64,8 @@ class BaseRequestHandler(tornado.web.RequestHandler):
     is_probe = False
     """Probes are answered however busy the service is, and logged at DEBUG."""
 
+    _headers: Headers
+
     etag: str | None = None
     """The tag of the answer to GET or HEAD, if it has one."""
 
@@ -110,15 +112,14 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         self.admission = admission
         self.event = telemetry.began(self.request, route, self.is_probe)
         admission.enter(self.is_probe)
-        # Set without another look, as all that is known to be good: `set_header` checks it.
-        self._headers['X-Request-ID'] = self.event.req_id
+        self._headers.put('X-Request-ID', self.event.req_id)
 
     def clear(self) -> None:
         """Begins the answer anew. It replaces Tornado's own, which formats the date for each
         answer, and sets a Content-Type."""
         self._headers = Headers.of({
-            'Server': 'addrservice', 'Date': http_date(int(time.time())),
-            'Cache-Control': 'no-store', 'X-Content-Type-Options': 'nosniff'})
+            'Server': ['addrservice'], 'Date': [http_date(int(time.time()))],
+            'Cache-Control': ['no-store'], 'X-Content-Type-Options': ['nosniff']})
         self._write_buffer = []
         self._status_code, self._reason = 200, 'OK'
 
@@ -162,9 +163,12 @@ class BaseRequestHandler(tornado.web.RequestHandler):
 
     def set_status(self, status_code: int, reason: str | None = None) -> None:
         """Sets the status line; the phrase is the standard one if left out."""
-        phrase = reason or STANDARD_PHRASES.get(status_code, 'Unknown')
-        super().set_status(status_code, phrase)
-        self.event.reason = phrase if status_code >= 400 else None
+        if reason:
+            super().set_status(status_code, reason)
+        else:
+            self._status_code = status_code
+            self._reason = STANDARD_PHRASES.get(status_code, 'Unknown')
+        self.event.reason = (reason or self._reason) if status_code >= 400 else None
 
     def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> Future[None]:
         """Ends the request; called by Tornado if nobody else does. An answer that is sent whole
@@ -173,33 +177,35 @@ class BaseRequestHandler(tornado.web.RequestHandler):
             self.write(chunk)
         if self._headers_written or self._finished or hasattr(self, '_new_cookie'):
             return super().finish()
-        self._complete_head()
-        sent = self._send_whole(b''.join(self._write_buffer))
+        sent = self._send_whole(self._whole_body())
         self._log()
         self._finished = True
         self.on_finish()
         self._break_cycles()
         return sent
 
-    def _complete_head(self) -> None:
-        """Sets what can be told of the answer when all of it is there."""
+    def _whole_body(self) -> bytes:
+        """What the answer holds; its header is told of it."""
         if self._status_code == 200 and self.request.method in ('GET', 'HEAD'):
             self.set_etag_header()
             if self.check_etag_header():
                 self._write_buffer = []
                 self.set_status(304)
+        body = b''.join(self._write_buffer)
         if self._status_code not in (204, 304):
-            self._headers['Content-Length'] = str(sum(map(len, self._write_buffer)))
-        elif self._write_buffer:
+            self._headers.put('Content-Length', str(len(body)))
+        elif body:
             raise RuntimeError(f'An answer with status {self._status_code} has no body')
         else:
             self._clear_representation_headers()
+        return body
 
     def _send_whole(self, body: bytes) -> Future[None]:
         self._headers_written = True
         for transform in self._transforms:
-            self._status_code, self._headers, body = transform.transform_first_chunk(
+            self._status_code, headers, body = transform.transform_first_chunk(
                 self._status_code, self._headers, body, True)
+            assert headers is self._headers
         connection = self.request.connection
         assert connection is not None
         connection.set_close_callback(None)  # type: ignore[attr-defined]  # says Tornado, too
@@ -216,7 +222,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
     def set_etag_header(self) -> None:
         """Called by Tornado at the end."""
         if etag := self.compute_etag():
-            self._headers['Etag'] = etag
+            self._headers.put('Etag', etag)
 
     def check_etag_header(self) -> bool:
         """Whether the client has that answer, so that it is 304; called by Tornado."""
@@ -234,7 +240,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
 
     def set_json_type(self) -> None:
         """The answer is going to be JSON."""
-        self._headers['Content-Type'] = 'application/json; charset=UTF-8'
+        self._headers.put('Content-Type', 'application/json; charset=UTF-8')
 
     def finish_json(self, document: object) -> None:
         """Ends the request with a document."""

@@ -63,6 +63,8 @@ class Conditions(NamedTuple):
         """
         :raises HTTPError: 400, a header holds something else than entity tags.
         """
+        if 'If-Match' not in headers and 'If-None-Match' not in headers:
+            return NO_CONDITIONS
         return cls(read_tags(headers, 'If-Match'), read_tags(headers, 'If-None-Match'))
 
     def are_met_by_any(self) -> bool:
@@ -82,6 +84,9 @@ class Conditions(NamedTuple):
         """Whether that version may be replaced or removed."""
         forbidden = self.if_none_match is not None and self.if_none_match.match_weakly(version)
         return self.allow_read(version) and not forbidden
+
+
+NO_CONDITIONS = Conditions(None, None)
 
 
 def read_tags(headers: httputil.HTTPHeaders, name: str) -> Tags | None:
@@ -109,6 +114,9 @@ class TaggingGZip(tornado.web.GZipContentEncoding):
 
     def transform_first_chunk(self, status_code: int, headers: httputil.HTTPHeaders, chunk: bytes,
                               finishing: bool) -> tuple[int, httputil.HTTPHeaders, bytes]:
+        if not self._gzipping and 'Vary' not in headers:  # as nearly always
+            headers['Vary'] = 'Accept-Encoding'
+            return status_code, headers, chunk
         status_code, headers, chunk = super().transform_first_chunk(
             status_code, headers, chunk, finishing)
         if 'Content-Encoding' in headers and 'Etag' in headers:

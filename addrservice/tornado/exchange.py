@@ -43,8 +43,27 @@ class Peer(NamedTuple):
     protocol: str = 'http'
 
 
+UNKNOWN = httputil.RequestStartLine('-', '-', 'HTTP/1.0')
+"""Of a request that has not been read."""
+
+
 class Exchange(httputil.HTTPConnection):
     """One request's way out: what its handler writes the answer to."""
+
+    request_start_line = UNKNOWN
+    close_after = True
+    body_bytes_sent = 0
+    body_bytes_received = 0
+    """Of the request, as they were sent: compressed, perhaps."""
+
+    undelivered = False
+    """Whether the connection was closed before the answer was out."""
+
+    has_ended = False
+    _chunked = False
+    _body_left: int | None = None
+    _last_write: asyncio.Future[None] | None = None
+    _close_callback: Callable[[], None] | None = None
 
     def __init__(self, stream: Stream, peer: Peer, write_timeout: float,
                  is_draining: Callable[[], bool], on_end: Callable[[Exchange], None]) -> None:
@@ -62,19 +81,7 @@ class Exchange(httputil.HTTPConnection):
         self.is_draining = is_draining
         self.stream = stream
         self.context = peer
-        self.request_start_line = httputil.RequestStartLine('-', '-', 'HTTP/1.0')
-        self.close_after = True
-        self.body_bytes_sent = 0
-        self.body_bytes_received = 0
-        """Of the request, as they were sent: compressed, perhaps."""
-        self.undelivered = False
-        """Whether the connection was closed before the answer was out."""
-        self.has_ended = False
         self._on_end = on_end
-        self._chunked = False
-        self._body_left: int | None = None
-        self._last_write: asyncio.Future[None] | None = None
-        self._close_callback: Callable[[], None] | None = None
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
         """The callback runs if the client hangs up before it has its answer."""
@@ -88,7 +95,8 @@ class Exchange(httputil.HTTPConnection):
         fields = headers.lines() if isinstance(headers, Headers) else ''.join(
             [f'{name}: {value}\r\n' for name, value in headers.get_all()])
         head = f'HTTP/1.1 {start_line.code} {start_line.reason}\r\n{fields}\r\n'
-        return self._send(head.encode('latin-1') + self._framed(chunk or b''))
+        data = head.encode('latin-1')
+        return self._send(data + self._framed(chunk) if chunk else data)
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
         return self._send(self._framed(chunk))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 from decimal import Decimal
@@ -48,11 +47,13 @@ def parse_json(body: bytes) -> Any:
 
     :raises InvalidJSON: with what is wrong, and where.
     """
-    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    try:
         document = _read(body)
         # Written anew it is the same, but for white space: so nothing has been lost.
         if _write(document) == msgspec.json.format(body, indent=-1):
             return document
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass  # the careful parser says what is wrong, and where
     return _parse_with_care(body)
 
 

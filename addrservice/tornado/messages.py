@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 import weakref
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from tornado import httputil
@@ -26,14 +26,21 @@ class Headers(httputil.HTTPHeaders):
         self._combined_cache = {}
 
     @classmethod
-    def of(cls, fields: Mapping[str, str]) -> Headers:
+    def of(cls, fields: dict[str, list[str]]) -> Headers:
         """
-        :param fields: their values by their names, both known to be good, the names as
-            Tornado writes them: ``Etag``.
+        :param fields: for each name its values, known to be good; the names as `put` wants them.
         """
         headers = cls()
-        headers._as_list = {name: [value] for name, value in fields.items()}
+        headers._as_list = fields
         return headers
+
+    def put(self, name: str, value: str) -> None:
+        """Sets a field as ``headers[name] = value`` does, without a look at the name.
+
+        :param name: as Tornado writes it: ``Etag``.
+        """
+        self._as_list[name] = [value]
+        self._combined_cache[name] = value
 
     def copy(self) -> Headers:
         copied = Headers()
