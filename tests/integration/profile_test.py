@@ -36,6 +36,7 @@ from benchmarks.driver.result import Result
 from benchmarks.layers import (
     BUILT_IN, ENGINE, HANDLERS, HTTP, IDLE, LAYERS, LOGGING, LOOP, OTHER, TRACING, VALIDATION,
     Breakdown, Frame, layer_of)
+from benchmarks.sampling.measuring import Findings, Window
 from tests.support import DEADLINE
 
 OURS = ROOT_DIR / 'addrservice'
@@ -221,9 +222,9 @@ class CommandTest(unittest.TestCase):
     def test_requests_that_went_wrong_make_status_1_with_their_counts(self) -> None:
         result = Result(Plan(), left=2)
         result.note('get', 0.1, 'status 500')
-        window = profiling.Window(1.0, 1, 100.0, 0.0)
+        window = Window(1.0, 1, 100.0, 0.0)
         session = json.loads(SESSION)
-        findings = profiling.Findings(window, window, session, result)
+        findings = Findings(window, window, session, result)
         with mock.patch.object(profiling, 'measure', return_value=findings):
             status, err = self.call('--output', str(self.page))
         self.assertEqual(1, status)
