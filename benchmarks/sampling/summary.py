@@ -20,10 +20,11 @@ def report(findings: Findings) -> Iterator[str]:
     yield ''
     yield from _functions(breakdown, plain.loop)
     yield ''
-    yield (f'Sampled was the event loop, which waited for {breakdown.idle:.1%} of the time; the '
-           'rest is 100 %. With the profiler')
-    yield ('calls of Python functions are dearer than without it, so what is said of '
-           f'{plain.loop:.0f} µs is an estimate.')
+    yield (f'Sampled was the event loop, which waited for {breakdown.idle:.1%} of the time, also '
+           'for a core; the rest is')
+    yield ('100 %. With the profiler calls of Python functions are dearer than without it, so what '
+           f'is said of {plain.loop:.0f} µs')
+    yield 'is an estimate.'
 
 
 def _windows(plain: Window, profiled: Window) -> Iterator[str]:
