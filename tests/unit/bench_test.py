@@ -542,6 +542,16 @@ class CommandTest(unittest.TestCase):
             told.read_text())['servers']])
         self.assertIn('FastAPI on uvicorn', chart.read_text())
 
+    def test_they_are_written_too_when_nobody_reads_the_tables(self) -> None:
+        outcome = Outcome({OWN: rounds(5), BASE: rounds(1)}, {})
+        told = Path(self.enterContext(tempfile.TemporaryDirectory())) / 'figures.json'
+        with (mock.patch.object(bench, 'compare', return_value=outcome),
+              mock.patch.object(environment, 'is_ready', return_value=True),
+              mock.patch.object(bench, 'markdown', side_effect=BrokenPipeError),
+              self.assertRaises(BrokenPipeError)):
+            self.call('--json', str(told))
+        self.assertIn(OWN, told.read_text())
+
     def test_a_chart_without_its_base_is_not_drawn(self) -> None:
         outcome = Outcome({OWN: rounds(5)}, {BASE: 'does not answer'})
         folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
