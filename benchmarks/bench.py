@@ -84,12 +84,12 @@ def _compare(plan: Plan) -> Outcome:
 def _report(args: argparse.Namespace, outcome: Outcome) -> None:
     rows = summarize(outcome.found, args.plan.peers, BASE)
     base = next((row.peer.title for row in rows if row.peer.name == BASE), '')
-    if rows:
-        print(*markdown(rows, base), sep='\n', flush=True)
     if args.json:
         args.json.write_text(json.dumps(document(args.plan, rows, outcome), indent=2) + '\n')
     if args.chart:
         _draw(args.chart, rows, base)
+    if rows:  # last: whoever reads it may have seen enough
+        print(*markdown(rows, base), sep='\n', flush=True)
 
 
 def _draw(file: Path, rows: Sequence[Row], base: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from addrservice import ROOT_DIR
+from addrservice.utils.profiler import WAITING
 
 HTTP, HANDLERS, VALIDATION, ENGINE, LOGGING, TRACING, LOOP, OTHER, IDLE = (
     'HTTP', 'handlers', 'validation', 'engine', 'logging', 'tracing and metrics', 'event loop',
@@ -33,7 +34,6 @@ FILES = (
 `json` or `re`, works for whoever called it."""
 
 BUILT_IN = '<built-in>'
-WAITS = ('poll', 'select', 'control')
 
 _PATTERNS = [(layer, re.compile(rf'(?:.*/)?(?:{files})')) for layer, files in FILES]
 _LIBRARIES = re.compile(r'.*(/site-packages/|/lib/python3\.\d+/)')
@@ -79,7 +79,7 @@ class Breakdown:
 
     @property
     def idle(self) -> float:
-        """The share of time, from 0 to 1, in which it waited; what asking costs is in it."""
+        """The share of time, from 0 to 1, in which it waited."""
         return self.layers[IDLE] / (self.layers.total() or 1)
 
     def shares(self) -> Iterator[tuple[str, float]]:
@@ -95,15 +95,9 @@ class Breakdown:
 
 def layer_of(stack: Sequence[Frame]) -> str:
     """The layer of the innermost frame whose file has one."""
-    if _is_idle(stack):
+    if stack and stack[-1] == _WAITING:
         return IDLE
     return next(filter(None, (_layer_of_file(frame.file) for frame in reversed(stack))), OTHER)
-
-
-def _is_idle(stack: Sequence[Frame]) -> bool:
-    *_, caller, last = (Frame('', ''), Frame('', ''), *stack)
-    return (last.file == BUILT_IN and last.function.rpartition('.')[2] in WAITS
-            and caller.file.endswith('selectors.py'))
 
 
 @functools.cache
@@ -131,3 +125,6 @@ def _parse(frame: str) -> Frame:
     function, file, _ = identifier.split('\0')
     of_class = next((f'{mark[1:]}.' for mark in marks if mark.startswith('c')), '')
     return Frame(of_class + function, file)
+
+
+_WAITING = _parse(WAITING)

@@ -9,10 +9,10 @@ from xml.etree import ElementTree as Xml
 from benchmarks.contest.figures import Row
 from benchmarks.contest.job import WORKLOADS
 
-SHOWN = ('get', 'post')
+SHOWN = ('get', 'put', 'post')
 WIDTH, LEFT, RIGHT, TOP = 840, 310, 60, 56
 BAR, GAP, BETWEEN = 13, 2, 12
-"""The height of a bar, what is between the two of a server, and between servers."""
+"""The height of a bar, what is between those of a server, and between servers."""
 
 BEYOND = ' →'
 """Stands behind a figure whose bar ends too soon."""
@@ -23,6 +23,7 @@ STYLE = '''
 text { font: 13px system-ui, sans-serif; fill: #1f2328; }
 .own text { font-weight: bold; }
 .get { fill: #2f81f7; }
+.put { fill: #1f9d8a; }
 .post { fill: #d9730d; }
 .line { stroke: #8c959f; stroke-dasharray: 3 3; }
 @media (prefers-color-scheme: dark) { text { fill: #e6edf3; } }
@@ -56,7 +57,12 @@ def svg(rows: Sequence[Row], base: str, own: str) -> str:
 
 
 def _step() -> int:
-    return len(SHOWN) * BAR + GAP + BETWEEN
+    return _pile() + BETWEEN
+
+
+def _pile() -> int:
+    """The height of the bars of one server."""
+    return len(SHOWN) * (BAR + GAP) - GAP
 
 
 def _most(rows: Sequence[Row]) -> float:
@@ -84,7 +90,7 @@ def _draw_legend(root: Xml.Element, base: str) -> None:
 
 
 def _draw_row(group: Xml.Element, row: Row, y: int, most: float, scale: float) -> None:
-    _text(group, LEFT - 10, y + BAR + GAP + 4, row.peer.title, 'end')
+    _text(group, LEFT - 10, y + _pile() // 2 + 5, row.peer.title, 'end')
     for number, name in enumerate(SHOWN):
         ratio, top = row.ratio[name], y + number * (BAR + GAP)
         width = min(ratio, most) * scale

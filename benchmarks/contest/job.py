@@ -17,7 +17,8 @@ from benchmarks.validation import ADDRESS, EMAIL, PHONE, TYPICAL
 ENTRIES = 100
 """In the book before anything is measured, which is what a list has."""
 
-WORKLOADS: Mapping[str, str] = {'get': 'GET one', 'list': f'list of {ENTRIES}', 'post': 'POST one'}
+WORKLOADS: Mapping[str, str] = {
+    'get': 'GET one', 'list': f'list of {ENTRIES}', 'put': 'PUT one', 'post': 'POST one'}
 """Names and titles, in the order in which they are measured: what makes entries comes last, so
 that no list has to look through them."""
 
@@ -61,6 +62,7 @@ def works(paths: list[str]) -> Mapping[str, Work]:
     return {
         'get': Work([*requests_for('GET', paths)], 200),
         'list': Work([*requests_for('GET', [f'/addresses?limit={ENTRIES}'])], 200),
+        'put': Work([*requests_for('PUT', paths, body)], 204),
         'post': Work([*requests_for('POST', ['/addresses'], body)], 201)}
 
 
@@ -70,7 +72,7 @@ def check(peer: Peer, server: Server, made: Mapping[str, Any]) -> None:
     :param made: what the book has, as `fill` told.
     :raises Failed: it does not.
     """
-    for name, look in ((KEEPS, _check_keeping), (REFUSES, _check_refusing), (LOGS, _check_log)):
+    for name, look in _CHECKS:
         if name in peer.job:
             look(server, made)
 
@@ -110,23 +112,50 @@ def _check_keeping(server: Server, made: Mapping[str, Any]) -> None:
                  f'a list of {count} is not that of the first entries in the order of their ids')
 
 
-def _check_refusing(server: Server, _made: Mapping[str, Any]) -> None:
+def _check_replacing(server: Server, made: Mapping[str, Any]) -> None:
+    """Leaves all as it was."""
+    path, entry = next(iter(made.items()))
+    for other in ({'full_name': 'Another Example'}, entry):
+        status = _put(server, path, other)
+        _require(status == 204, f'PUT of an entry is answered {status}')
+        _require(_document(server.ask('GET', path)) == other,
+                 f'{path} is not what has replaced it')
+    path = f'/addresses/{secrets.token_hex(16)}'
+    status = _put(server, path, entry)
+    _require(status == 404, f'PUT to an unknown id is answered {status}')
+    status = server.ask('GET', path).status
+    _require(status == 404, f'after PUT to an unknown id, GET is answered {status}')
+
+
+def _put(server: Server, path: str, entry: object) -> int:
+    return server.ask('PUT', path, json.dumps(entry).encode()).status
+
+
+def _check_refusing(server: Server, made: Mapping[str, Any]) -> None:
+    path, entry = next(iter(made.items()))
     bodies = {'no JSON': b'{"full_name": ', **{
-        name: json.dumps(entry).encode() for name, entry in WRONG.items()}}
+        name: json.dumps(wrong).encode() for name, wrong in WRONG.items()}}
     for name, body in bodies.items():
-        status = server.ask('POST', '/addresses', body).status
-        _require(400 <= status < 500, f'an entry with {name} is answered {status}')
+        for method, target in (('POST', '/addresses'), ('PUT', path)):
+            status = server.ask(method, target, body).status
+            _require(400 <= status < 500, f'{method} with {name} is answered {status}')
+    _require(_document(server.ask('GET', path)) == entry, 'what was refused has replaced an entry')
 
 
 def _check_log(server: Server, _made: Mapping[str, Any]) -> None:
-    path = f'/addresses/{secrets.token_hex(16)}'
-    server.ask('GET', path)
-    lines = list(_lines_with(server, path))
-    _require(len(lines) == 1, f'a request leaves {len(lines)} lines in the log')
-    fields = {name: value.strip('"') for name, value in FIELD.findall(lines[0])}
-    _require({'GET', path, '404'} <= set(fields.values()) and fields.keys() & DURATIONS
-             and fields.keys() & REQUEST_IDS,
-             f'the log line has not all that it should have: {lines[0]}')
+    for method, body in (('GET', None), ('PUT', json.dumps(TYPICAL).encode())):
+        path = f'/addresses/{secrets.token_hex(16)}'
+        server.ask(method, path, body)
+        lines = list(_lines_with(server, path))
+        _require(len(lines) == 1, f'{method} leaves {len(lines)} lines in the log')
+        fields = {name: value.strip('"') for name, value in FIELD.findall(lines[0])}
+        _require({method, path, '404'} <= set(fields.values()) and fields.keys() & DURATIONS
+                 and fields.keys() & REQUEST_IDS,
+                 f'the log line has not all that it should have: {lines[0]}')
+
+
+_CHECKS = ((KEEPS, _check_keeping), (KEEPS, _check_replacing), (REFUSES, _check_refusing),
+           (LOGS, _check_log))
 
 
 def _lines_with(server: Server, text: str) -> Iterator[str]:

@@ -22,8 +22,8 @@ BASE = 'fastapi'
 """What the others are compared with."""
 
 KEEPS, REFUSES, LOGS = JOB = ('keeps', 'refuses', 'logs')
-"""The parts of the job: entries come back as they were put, wrong ones are refused, and each
-request has its line in the log."""
+"""The parts of the job: entries come back as they were put, also those that have replaced others,
+wrong ones are refused, and each request has its line in the log."""
 
 
 class Peer(NamedTuple):
@@ -79,6 +79,10 @@ def _ceiling(port: int, store: Store) -> Command:
     return [*_python('ceiling')(port, store), json.dumps(TYPICAL, separators=(',', ':'))]
 
 
+def _seed(port: int, store: Store) -> Command:
+    return [*_python('seed')(port, store), str(store.folder)]
+
+
 def _fastify(port: int, _store: Store) -> Command:
     program = Path('benchmarks', 'peers', 'fastify_app.js')
     return [str(environment.node()), str(ROOT_DIR / program), str(port)]
@@ -93,5 +97,6 @@ _MEMORY = (
     Peer('falcon', 'Falcon ASGI on uvicorn, msgspec', _python('falcon')),
     Peer('litestar', 'Litestar on uvicorn, msgspec', _python('litestar')),
     Peer('tornado', 'bare Tornado: no log, no validation', _python('tornado'), job=(KEEPS,)),
+    Peer('seed', 'the seed: Tornado, jsonschema.validate', _seed),
     Peer(BASE, 'FastAPI on uvicorn', _python('fastapi')),
     Peer('fastapi-http', "FastAPI on uvicorn, @app.middleware('http')", _python('fastapi_http')))

@@ -43,10 +43,7 @@ class Handlers:
         self._decoder, self._encoder = msgspec.json.Decoder(Entry), msgspec.json.Encoder()
 
     async def create(self, request: web.Request) -> web.Response:
-        try:
-            entry = self._decoder.decode(await request.read())
-        except msgspec.DecodeError as error:
-            raise web.HTTPUnprocessableEntity(text=str(error)) from error
+        entry = await self._entry(request)
         entry_id = uuid.uuid4().hex
         self._book[entry_id] = entry
         return web.Response(status=201, headers={'Location': f'/addresses/{entry_id}'})
@@ -57,9 +54,22 @@ class Handlers:
             raise web.HTTPNotFound
         return self._answer(entry)
 
+    async def replace(self, request: web.Request) -> web.Response:
+        entry, entry_id = await self._entry(request), request.match_info['entry_id']
+        if entry_id not in self._book:
+            raise web.HTTPNotFound
+        self._book[entry_id] = entry
+        return web.Response(status=204)
+
     async def read_some(self, request: web.Request) -> web.Response:
         limit = min(int(request.query.get('limit', 100)), MAX_LIMIT)
         return self._answer(first(self._book, limit))
+
+    async def _entry(self, request: web.Request) -> Entry:
+        try:
+            return self._decoder.decode(await request.read())
+        except msgspec.DecodeError as error:
+            raise web.HTTPUnprocessableEntity(text=str(error)) from error
 
     def _answer(self, found: object) -> web.Response:
         return web.Response(body=self._encoder.encode(found), content_type='application/json')
@@ -70,6 +80,7 @@ def make_app() -> web.Application:
     app.router.add_post('/addresses', handlers.create)
     app.router.add_get('/addresses', handlers.read_some)
     app.router.add_get('/addresses/{entry_id}', handlers.read)
+    app.router.add_put('/addresses/{entry_id}', handlers.replace)
     return app
 
 

@@ -8,7 +8,8 @@ import uuid
 from collections.abc import Awaitable, Callable
 
 import msgspec
-from blacksheep import Application, Content, FromBytes, Request, Response, not_found
+from blacksheep import (
+    Application, Content, FromBytes, Request, Response, no_content, not_found)
 from blacksheep.server.responses import status_code
 
 from benchmarks.peers.limits import MAX_LIMIT
@@ -29,13 +30,8 @@ def add_log(app: Application) -> None:
     app.middlewares.append(log)
 
 
-def make_app() -> Application:
-    app, book = Application(), Book()
-    decoder, encoder = msgspec.json.Decoder(Entry), msgspec.json.Encoder()
-    add_log(app)
-
-    def answer(found: object) -> Response:
-        return Response(200, content=Content(b'application/json', encoder.encode(found)))
+def add_writing(app: Application, book: Book) -> None:
+    decoder = msgspec.json.Decoder(Entry)
 
     @app.router.post('/addresses')
     async def create(body: FromBytes) -> Response:
@@ -47,6 +43,24 @@ def make_app() -> Application:
         book[entry_id] = entry
         return Response(201, [(b'Location', f'/addresses/{entry_id}'.encode())])
 
+    @app.router.put('/addresses/{entry_id}')
+    async def replace(entry_id: str, body: FromBytes) -> Response:
+        try:
+            entry = decoder.decode(body.value)
+        except msgspec.DecodeError as error:
+            return status_code(422, str(error))
+        if entry_id not in book:
+            return not_found()
+        book[entry_id] = entry
+        return no_content()
+
+
+def add_reading(app: Application, book: Book) -> None:
+    encoder = msgspec.json.Encoder()
+
+    def answer(found: object) -> Response:
+        return Response(200, content=Content(b'application/json', encoder.encode(found)))
+
     @app.router.get('/addresses/{entry_id}')
     async def read(entry_id: str) -> Response:
         return answer(book[entry_id]) if entry_id in book else not_found()
@@ -55,6 +69,12 @@ def make_app() -> Application:
     async def read_some(limit: int = 100) -> Response:
         return answer(first(book, min(limit, MAX_LIMIT)))
 
+
+def make_app() -> Application:
+    app, book = Application(), Book()
+    add_log(app)
+    add_writing(app, book)
+    add_reading(app, book)
     return app
 
 

@@ -11,6 +11,9 @@ import httptools
 import uvloop
 
 
+NO_CONTENT = b'HTTP/1.1 204 No Content\r\n\r\n'
+
+
 def make_answer(status: str, body: bytes, *fields: str) -> bytes:
     head = '\r\n'.join([f'HTTP/1.1 {status}', 'Content-Type: application/json', *fields,
                         f'Content-Length: {len(body)}', '', ''])
@@ -21,7 +24,7 @@ class Ceiling(asyncio.Protocol):
     """Parses requests, and looks at their methods alone, and whether a list is asked for."""
 
     def __init__(self, one: bytes, some: bytes) -> None:
-        self._answers = {b'GET': make_answer('200 OK', one),
+        self._answers = {b'GET': make_answer('200 OK', one), b'PUT': NO_CONTENT,
                          b'POST': make_answer('201 Created', b'', 'Location: /addresses/constant')}
         self._some = make_answer('200 OK', some)
 

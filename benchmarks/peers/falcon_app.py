@@ -31,18 +31,25 @@ class LogMiddleware:
         log_request(self._logger, req.method, req.path, resp.status_code, req.context.began)
 
 
+_decoder = msgspec.json.Decoder(Entry)
+
+
+async def _entry(req: falcon.asgi.Request) -> Entry:
+    try:
+        return _decoder.decode(await req.stream.read())
+    except msgspec.DecodeError as error:
+        raise falcon.HTTPUnprocessableEntity(description=str(error)) from error
+
+
 class AddressBook:
     """``/addresses``"""
 
     def __init__(self, book: Book) -> None:
         self._book = book
-        self._decoder, self._encoder = msgspec.json.Decoder(Entry), msgspec.json.Encoder()
+        self._encoder = msgspec.json.Encoder()
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        try:
-            entry = self._decoder.decode(await req.stream.read())
-        except msgspec.DecodeError as error:
-            raise falcon.HTTPUnprocessableEntity(description=str(error)) from error
+        entry = await _entry(req)
         entry_id = uuid.uuid4().hex
         self._book[entry_id] = entry
         resp.status = falcon.HTTP_201
@@ -65,6 +72,14 @@ class AddressEntry:
         if entry_id not in self._book:
             raise falcon.HTTPNotFound
         resp.data = self._encoder.encode(self._book[entry_id])
+
+    async def on_put(self, req: falcon.asgi.Request, resp: falcon.asgi.Response,
+                     entry_id: str) -> None:
+        entry = await _entry(req)
+        if entry_id not in self._book:
+            raise falcon.HTTPNotFound
+        self._book[entry_id] = entry
+        resp.status = falcon.HTTP_204
 
 
 def make_app() -> falcon.asgi.App[Any, Any]:

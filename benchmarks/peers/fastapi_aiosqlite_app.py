@@ -12,7 +12,7 @@ import aiosqlite
 from fastapi import FastAPI
 
 from benchmarks.peers.fastapi_sql import make_app
-from benchmarks.peers.statements import INSERT, PAGE, READ, TABLE
+from benchmarks.peers.statements import INSERT, PAGE, READ, TABLE, UPDATE
 from benchmarks.peers.uvicorn_server import serve
 
 
@@ -22,8 +22,8 @@ class SQLiteStore:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._insert, self._read, self._page = (
-            re.sub(r'\$(\d)', r'?\1', statement) for statement in (INSERT, READ, PAGE))
+        self._insert, self._update, self._read, self._page = (
+            re.sub(r'\$(\d)', r'?\1', statement) for statement in (INSERT, UPDATE, READ, PAGE))
 
     @contextlib.asynccontextmanager
     async def open(self, _app: FastAPI) -> AsyncIterator[None]:
@@ -38,6 +38,11 @@ class SQLiteStore:
     async def insert(self, entry_id: str, version: str, document: str) -> None:
         await self._connection.execute(self._insert, (entry_id, version, document))
         await self._connection.commit()
+
+    async def update(self, entry_id: str, version: str, document: str) -> bool:
+        cursor = await self._connection.execute(self._update, (entry_id, version, document))
+        await self._connection.commit()
+        return bool(cursor.rowcount)
 
     async def read(self, entry_id: str) -> Any:
         async with self._connection.execute(self._read, (entry_id,)) as cursor:

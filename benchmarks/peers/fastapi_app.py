@@ -33,6 +33,13 @@ def add_routes(app: FastAPI) -> None:
             raise HTTPException(404)
         return book[entry_id]
 
+    @app.put('/addresses/{entry_id}', status_code=204)
+    async def replace(entry_id: str, entry: Entry) -> Response:
+        if entry_id not in book:
+            raise HTTPException(404)
+        book[entry_id] = entry
+        return Response(status_code=204)
+
     @app.get('/addresses', response_model_exclude_unset=True)
     async def read_some(limit: Limit = 100) -> dict[str, Entry]:
         return {entry_id: book[entry_id] for entry_id in sorted(book)[:limit]}

@@ -11,7 +11,7 @@ import asyncpg
 from fastapi import FastAPI
 
 from benchmarks.peers.fastapi_sql import make_app
-from benchmarks.peers.statements import INSERT, PAGE, READ, TABLE
+from benchmarks.peers.statements import INSERT, PAGE, READ, TABLE, UPDATE
 from benchmarks.peers.uvicorn_server import serve
 
 
@@ -30,6 +30,10 @@ class PostgresStore:
 
     async def insert(self, entry_id: str, version: str, document: str) -> None:
         await self._pool.execute(INSERT, entry_id, version, document)
+
+    async def update(self, entry_id: str, version: str, document: str) -> bool:
+        tag = await self._pool.execute(UPDATE, entry_id, version, document)
+        return bool(tag == 'UPDATE 1')
 
     async def read(self, entry_id: str) -> Any:
         return await self._pool.fetchrow(READ, entry_id)

@@ -27,6 +27,9 @@ class Store(Protocol):
     async def insert(self, entry_id: str, version: str, document: str) -> None:
         """Adds a row, for good."""
 
+    async def update(self, entry_id: str, version: str, document: str) -> bool:
+        """Changes a row, for good; tells whether there is such a row."""
+
     async def read(self, entry_id: str) -> Any:
         """Version and document, to be asked for by their place, if there is such a row."""
 
@@ -52,6 +55,13 @@ def make_app(store: Store) -> FastAPI:
         if row is None:
             raise HTTPException(404)
         return Response(row[1], media_type='application/json')
+
+    @app.put('/addresses/{entry_id}', status_code=204)
+    async def replace(entry_id: str, entry: Entry) -> Response:
+        if not await store.update(entry_id, secrets.token_hex(8),
+                                  entry.model_dump_json(exclude_unset=True)):
+            raise HTTPException(404)
+        return Response(status_code=204)
 
     @app.get('/addresses')
     async def read_some(limit: Limit = 100) -> Response:

@@ -53,6 +53,12 @@ function addRoutes (app, entry) {
     return book.get(request.params.id) ?? reply.code(404).send({ message: 'Not Found' })
   })
 
+  app.put('/addresses/:id', { schema: { body: entry } }, async (request, reply) => {
+    if (!book.has(request.params.id)) return reply.code(404).send({ message: 'Not Found' })
+    book.set(request.params.id, request.body)
+    return reply.code(204).send()
+  })
+
   app.get('/addresses', async (request) => {
     const ids = [...book.keys()].sort().slice(0, Math.min(Number(request.query.limit ?? 100), MAX_LIMIT))
     return Object.fromEntries(ids.map((id) => [id, book.get(id)]))

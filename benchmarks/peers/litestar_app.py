@@ -7,7 +7,7 @@ import time
 import uuid
 from typing import Annotated, cast
 
-from litestar import Litestar, Response, get, post
+from litestar import Litestar, Response, get, post, put
 from litestar.enums import ScopeType
 from litestar.exceptions import NotFoundException
 from litestar.middleware import ASGIMiddleware
@@ -59,11 +59,17 @@ def make_app() -> Litestar:
             raise NotFoundException
         return book[entry_id]
 
+    @put('/addresses/{entry_id:str}', status_code=204)
+    async def replace(entry_id: str, data: Entry) -> None:
+        if entry_id not in book:
+            raise NotFoundException
+        book[entry_id] = data
+
     @get('/addresses')
     async def read_some(limit: Annotated[int, Parameter(ge=1, le=MAX_LIMIT)] = 100) -> Book:
         return first(book, limit)
 
-    return Litestar([create, read, read_some], middleware=[LogMiddleware()],
+    return Litestar([create, read, replace, read_some], middleware=[LogMiddleware()],
                     openapi_config=None, logging_config=None)
 
 

@@ -33,12 +33,15 @@ def make_app() -> Sanic[Any, Any]:
     decoder, encoder = msgspec.json.Decoder(Entry), msgspec.json.Encoder()
     add_log(app)
 
-    @app.post('/addresses')
-    async def create(request: Request) -> HTTPResponse:
+    def entry_of(request: Request) -> Entry:
         try:
-            entry = decoder.decode(request.body)
+            return decoder.decode(request.body)
         except msgspec.DecodeError as error:
             raise BadRequest(str(error)) from error
+
+    @app.post('/addresses')
+    async def create(request: Request) -> HTTPResponse:
+        entry = entry_of(request)
         entry_id = uuid.uuid4().hex
         book[entry_id] = entry
         return empty(201, {'Location': f'/addresses/{entry_id}'})
@@ -48,6 +51,14 @@ def make_app() -> Sanic[Any, Any]:
         if entry_id not in book:
             raise NotFound
         return raw(encoder.encode(book[entry_id]), content_type='application/json')
+
+    @app.put('/addresses/<entry_id:str>')
+    async def replace(request: Request, entry_id: str) -> HTTPResponse:
+        entry = entry_of(request)
+        if entry_id not in book:
+            raise NotFound
+        book[entry_id] = entry
+        return empty()
 
     @app.get('/addresses')
     async def read_some(request: Request) -> HTTPResponse:

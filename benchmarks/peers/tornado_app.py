@@ -44,6 +44,13 @@ class EntryHandler(RequestHandler):
             raise HTTPError(404)
         self.write(self.book[entry_id])
 
+    async def put(self, entry_id: str) -> None:
+        entry = json.loads(self.request.body)
+        if entry_id not in self.book:
+            raise HTTPError(404)
+        self.book[entry_id] = entry
+        self.set_status(204)
+
 
 def make_app() -> Application:
     book = Book()

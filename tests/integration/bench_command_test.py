@@ -1,4 +1,5 @@
-"""`run.py bench` from its start to its end, with the service alone: peers need their setup."""
+"""`run.py bench` from its start to its end, with the service alone: peers need their setup, but
+for those that run on what the service is built on."""
 
 from __future__ import annotations
 
@@ -10,11 +11,16 @@ import tempfile
 import time
 import unittest
 from pathlib import Path
+from unittest import mock
 
 if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from addrservice import ROOT_DIR
+from benchmarks.contest import environment, job
+from benchmarks.contest.peers import peers_of
+from benchmarks.contest.server import free_port, serving
+from benchmarks.contest.stores import Store
 from tests.support import DEADLINE
 
 
@@ -40,7 +46,7 @@ class BenchCommandTest(unittest.TestCase):
                              '--json', 'figures.json')
         out, err = process.communicate(timeout=2 * DEADLINE)
         self.assertEqual(0, process.returncode, err)
-        for title in ('GET one', 'list of 100', 'POST one'):
+        for title in ('GET one', 'list of 100', 'PUT one', 'POST one'):
             self.assertRegex(out, rf'(?m)^\| addrservice \| {title} \| (≥ )?[1-9]\d* \|')
         told = json.loads((self.folder / 'figures.json').read_text())
         for figures in told['servers'][0]['workloads'].values():
@@ -61,6 +67,18 @@ class BenchCommandTest(unittest.TestCase):
         self.assertTrue(err.endswith('\nrun.py: interrupted\n'), err)
         self.assertNotIn('Traceback', err)
         self.assertFalse([pid for pid in servers if Path(f'/proc/{pid}').exists()])
+
+
+class PeersOnTornadoTest(unittest.TestCase):
+    def test_they_do_the_job_in_the_environment_of_the_service_too(self) -> None:
+        for peer in peers_of('memory'):
+            if peer.name in ('tornado', 'seed'):
+                folder, port = Path(self.enterContext(tempfile.TemporaryDirectory())), free_port()
+                with (self.subTest(peer.name),
+                      mock.patch.object(environment, 'PYTHON', sys.executable),
+                      serving(peer.start(port, Store('memory', None, folder)), port,
+                              folder / 'log', frozenset()) as server):
+                    job.check(peer, server, job.fill(server))
 
 
 if __name__ == '__main__':

@@ -30,12 +30,14 @@ import tornado.iostream
 import tornado.web
 
 from addrservice import ROOT_DIR
+from addrservice.utils.profiler import WAITING
 from benchmarks import profiling
 from benchmarks.driver.plan import Plan
 from benchmarks.driver.result import Result
 from benchmarks.layers import (
     BUILT_IN, ENGINE, HANDLERS, HTTP, IDLE, LAYERS, LOGGING, LOOP, OTHER, TRACING, VALIDATION,
     Breakdown, Frame, layer_of)
+from benchmarks.sampling.measuring import Findings, Window
 from tests.support import DEADLINE
 
 OURS = ROOT_DIR / 'addrservice'
@@ -92,16 +94,18 @@ class LayersTest(unittest.TestCase):
 
     def test_waiting_is_idle_and_what_is_around_it_is_not(self) -> None:
         selecting = [RUNNER, Frame('EpollSelector.select', selectors.__file__)]
-        self.assertEqual(IDLE, layer_of([*selecting, Frame('epoll.poll', BUILT_IN)]))
-        self.assertEqual(IDLE, layer_of([*selecting, Frame('select', BUILT_IN)]))
-        self.assertEqual(LOOP, layer_of(selecting))
+        waiting = Frame(*WAITING.split('\0')[:2])
+        self.assertEqual(IDLE, layer_of([*selecting, Frame('epoll.poll', BUILT_IN), waiting]))
+        self.assertEqual(IDLE, layer_of([RUNNER, waiting]))
+        self.assertEqual(LOOP, layer_of([*selecting, Frame('epoll.poll', BUILT_IN)]))
         self.assertEqual(HANDLERS, layer_of([*selecting, BASE, Frame('poll', BUILT_IN)]))
 
     def test_every_sample_is_in_one_layer_and_of_one_function(self) -> None:
         loop = frame('_run_once', RUNNER.file, of_class='Loop')
         breakdown = Breakdown([
             ([loop], 0.1),
-            ([loop, frame('select', selectors.__file__), frame('epoll.poll', BUILT_IN)], 0.6),
+            ([loop, frame('select', selectors.__file__), frame('epoll.poll', BUILT_IN), WAITING],
+             0.6),
             ([loop, frame('log', str(OURS / 'utils/logutils.py'), line=1)], 0.1),
             ([loop, frame('log', str(OURS / 'utils/logutils.py'), line=2)], 0.1),
             ([loop, frame('load', str(OURS / 'datamodel.py'), of_class='Text'),
@@ -221,9 +225,9 @@ class CommandTest(unittest.TestCase):
     def test_requests_that_went_wrong_make_status_1_with_their_counts(self) -> None:
         result = Result(Plan(), left=2)
         result.note('get', 0.1, 'status 500')
-        window = profiling.Window(1.0, 1, 100.0, 0.0)
+        window = Window(1.0, 1, 100.0, 0.0)
         session = json.loads(SESSION)
-        findings = profiling.Findings(window, window, session, result)
+        findings = Findings(window, window, session, result)
         with mock.patch.object(profiling, 'measure', return_value=findings):
             status, err = self.call('--output', str(self.page))
         self.assertEqual(1, status)
