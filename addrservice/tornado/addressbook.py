@@ -11,6 +11,7 @@ from addrservice.errors import AddressChanged
 from addrservice.service import VersionedDocument
 from addrservice.tornado.base import BaseRequestHandler
 from addrservice.tornado.conditions import Conditions, etag_of
+from addrservice.tornado.messages import put
 from addrservice.tornado.paging import Page
 
 BUFFER_SIZE = 64 * 1024
@@ -29,7 +30,7 @@ class AddressBookRequestHandler(BaseRequestHandler):
         """Adds an entry; ``Location`` says where it is now."""
         key = await self.service.create_address(self.read_json())
         self.set_status(201)
-        self._headers.put('Etag', etag_of(key.version))
+        put(self._headers, 'Etag', etag_of(key.version))
         # Under the name that was used: the book has two.
         self.set_header('Location', f'{self.request.path.rstrip("/")}/{key.nickname}')
 
@@ -125,13 +126,13 @@ class AddressBookEntryRequestHandler(BaseRequestHandler):
         key = await self.service.create_address(self.read_json(), nickname)
         self.set_status(201)
         self.set_header('Location', self.request.path.rstrip('/'))
-        self._headers.put('Etag', etag_of(key.version))
+        put(self._headers, 'Etag', etag_of(key.version))
 
     async def _replace(self, nickname: str, conditions: Conditions) -> None:
         if_version = await self._version_to_change(nickname, conditions)
         version = await self.service.update_address(nickname, self.read_json(), if_version)
         self.set_status(204)
-        self._headers.put('Etag', etag_of(version))
+        put(self._headers, 'Etag', etag_of(version))
 
     def _conditions(self) -> Conditions:
         """

@@ -26,7 +26,7 @@ from addrservice import errors
 from addrservice.service import AddressBookService
 from addrservice.tornado.admission import Admission
 from addrservice.tornado.conditions import compressed_etag, is_compressed, read_tags
-from addrservice.tornado.messages import Headers
+from addrservice.tornado.messages import Headers, put
 from addrservice.tornado.json_body import parse_json, require_json_type, to_json
 from addrservice.tornado.telemetry import Telemetry
 from addrservice.utils import logutils
@@ -63,8 +63,6 @@ class BaseRequestHandler(tornado.web.RequestHandler):
     SUPPORTED_METHODS = ('GET', 'HEAD', 'POST', 'PUT', 'DELETE', 'OPTIONS')
     is_probe = False
     """Probes are answered however busy the service is, and logged at DEBUG."""
-
-    _headers: Headers
 
     etag: str | None = None
     """The tag of the answer to GET or HEAD, if it has one."""
@@ -112,7 +110,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         self.admission = admission
         self.event = telemetry.began(self.request, route, self.is_probe)
         admission.enter(self.is_probe)
-        self._headers.put('X-Request-ID', self.event.req_id)
+        put(self._headers, 'X-Request-ID', self.event.req_id)
 
     def clear(self) -> None:
         """Begins the answer anew. It replaces Tornado's own, which formats the date for each
@@ -193,7 +191,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
                 self.set_status(304)
         body = b''.join(self._write_buffer)
         if self._status_code not in (204, 304):
-            self._headers.put('Content-Length', str(len(body)))
+            put(self._headers, 'Content-Length', str(len(body)))
         elif body:
             raise RuntimeError(f'An answer with status {self._status_code} has no body')
         else:
@@ -203,9 +201,8 @@ class BaseRequestHandler(tornado.web.RequestHandler):
     def _send_whole(self, body: bytes) -> Future[None]:
         self._headers_written = True
         for transform in self._transforms:
-            self._status_code, headers, body = transform.transform_first_chunk(
+            self._status_code, self._headers, body = transform.transform_first_chunk(
                 self._status_code, self._headers, body, True)
-            assert headers is self._headers
         connection = self.request.connection
         assert connection is not None
         connection.set_close_callback(None)  # type: ignore[attr-defined]  # says Tornado, too
@@ -222,7 +219,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
     def set_etag_header(self) -> None:
         """Called by Tornado at the end."""
         if etag := self.compute_etag():
-            self._headers.put('Etag', etag)
+            put(self._headers, 'Etag', etag)
 
     def check_etag_header(self) -> bool:
         """Whether the client has that answer, so that it is 304; called by Tornado."""
@@ -240,7 +237,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
 
     def set_json_type(self) -> None:
         """The answer is going to be JSON."""
-        self._headers.put('Content-Type', 'application/json; charset=UTF-8')
+        put(self._headers, 'Content-Type', 'application/json; charset=UTF-8')
 
     def finish_json(self, document: object) -> None:
         """Ends the request with a document."""

@@ -28,19 +28,12 @@ class Headers(httputil.HTTPHeaders):
     @classmethod
     def of(cls, fields: dict[str, list[str]]) -> Headers:
         """
-        :param fields: for each name its values, known to be good; the names as `put` wants them.
+        :param fields: for each name its values, known to be good; the names as Tornado writes
+            them: ``Etag``.
         """
         headers = cls()
         headers._as_list = fields
         return headers
-
-    def put(self, name: str, value: str) -> None:
-        """Sets a field as ``headers[name] = value`` does, without a look at the name.
-
-        :param name: as Tornado writes it: ``Etag``.
-        """
-        self._as_list[name] = [value]
-        self._combined_cache[name] = value
 
     def copy(self) -> Headers:
         copied = Headers()
@@ -58,6 +51,15 @@ class Headers(httputil.HTTPHeaders):
     def get(self, name: str, default: Any = None) -> Any:
         """As of any mapping; but no exception is made and caught for a field that is not there."""
         return self[name] if name in self else default
+
+
+def put(headers: httputil.HTTPHeaders, name: str, value: str) -> None:
+    """Sets a field as ``headers[name] = value`` does, without a look at the name.
+
+    :param name: as Tornado writes it: ``Etag``.
+    """
+    headers._as_list[name] = [value]
+    headers._combined_cache[name] = value
 
 
 class Request(httputil.HTTPServerRequest):
