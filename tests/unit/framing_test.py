@@ -12,20 +12,30 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import msgspec
 from hypothesis import given, settings, strategies as st
 from tornado.httputil import HTTPHeaders, RequestStartLine
 from tornado.web import HTTPError
 
 from addrservice.errors import InvalidJSON
-from addrservice.tornado import framing
+from addrservice.tornado import framing, json_body
 from addrservice.tornado.json_body import parse_json, require_json_type
 from addrservice.tornado.reader import client_ip
+from data import address_data_suite
 
 property_test = settings(derandomize=True, deadline=None, database=None, max_examples=200)
+
+DOCUMENTS = st.recursive(
+    st.none() | st.booleans() | st.integers(-10**300, 10**300) | st.text()
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda items: st.lists(items) | st.dictionaries(st.text(), items), max_leaves=20)
+BODIES = st.binary(max_size=50) | st.text(
+    '0123456789eE+-.[]{}:,"a \\u', max_size=30).map(str.encode)
 
 MAX_HEAD = 16384
 
@@ -411,19 +421,28 @@ class JSONTest(unittest.TestCase):
                 parse_json(body)
 
     @property_test
-    @given(st.recursive(
-        st.none() | st.booleans() | st.integers(-10**300, 10**300) | st.text()
-        | st.floats(allow_nan=False, allow_infinity=False),
-        lambda items: st.lists(items) | st.dictionaries(st.text(), items), max_leaves=20))
+    @given(DOCUMENTS)
     def test_any_document_comes_back_the_same(self, document: Any) -> None:
         self.assertEqual(repr(parse_json(json.dumps(document).encode())), repr(document))
 
     @property_test
-    @given(st.binary(max_size=50) | st.text('0123456789eE+-.[]{}:,"a \\u', max_size=30)
-           .map(str.encode))
+    @given(BODIES)
     def test_any_bytes_are_a_document_or_refused(self, body: bytes) -> None:
         with contextlib.suppress(InvalidJSON):
             parse_json(body)
+
+    @property_test
+    @given(BODIES | DOCUMENTS.map(json.dumps).map(str.encode) | DOCUMENTS.map(msgspec.json.encode))
+    def test_what_is_read_the_short_way_is_what_the_careful_parser_reads(self, body: bytes
+                                                                         ) -> None:
+        with contextlib.suppress(InvalidJSON):
+            self.assertEqual(repr(parse_json(body)), repr(json_body._parse_with_care(body)))
+
+    def test_the_short_way_is_the_usual_one(self) -> None:
+        with mock.patch.object(json_body, '_parse_with_care', side_effect=AssertionError):
+            for document in address_data_suite().values():
+                text = json.dumps(document, ensure_ascii=False)
+                self.assertEqual(parse_json(text.encode()), document)
 
     def test_json_types_are_accepted(self) -> None:
         for headers in GOOD_TYPES:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 import unittest
+import weakref
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from tornado import httputil
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 from addrservice.tornado.exchange import Peer
-from addrservice.tornado.messages import Headers, Request
+from addrservice.tornado.messages import Headers, Request, WholeBody, put
 
 FIELDS = (('host', 'example.org'), ('X-Request-ID', 'a'), ('accept', 'x'), ('Accept', 'y'))
 
@@ -47,6 +50,25 @@ class HeadersTest(unittest.TestCase):
         copied = self.ours.copy()
         copied['Host'] = 'b'
         self.assertEqual(self.ours['Host'], 'example.org')
+
+    def test_a_copy_stays_one_whatever_is_done_to_either(self) -> None:
+        copied = self.ours.copy()
+        self.assertIsInstance(copied, Headers)
+        copied.add('Accept', 'z')
+        self.ours.add('Host', 'c')
+        self.assertEqual(self.ours.get_list('Accept'), ['x', 'y'])
+        self.assertEqual(copied.get_list('Host'), ['example.org'])
+
+    def test_what_is_put_has_replaced_what_was_there(self) -> None:
+        self.assertEqual(self.ours['Accept'], 'x,y')  # and is remembered
+        put(self.ours, 'Accept', 'z')
+        self.tornados['Accept'] = 'z'
+        self.assertEqual(self.ours['Accept'], 'z')
+        self.assertEqual(list(self.ours.get_all()), list(self.tornados.get_all()))
+
+    def test_their_lines_are_what_is_sent(self) -> None:
+        self.assertEqual(self.ours.lines(), 'Host: example.org\r\nX-Request-Id: a\r\n'
+                                            'Accept: x\r\nAccept: y\r\n')
 
     def test_what_is_removed_is_gone(self) -> None:
         del self.ours['Host']
@@ -82,6 +104,46 @@ class RequestTest(unittest.TestCase):
                       for _ in range(2))
         one.arguments['a'] = [b'b']
         self.assertEqual((one.query_arguments, one.body_arguments, other.arguments), ({}, {}, {}))
+
+
+class Receiver:
+    """What of a handler gets a body."""
+
+    def __init__(self, is_slow: bool) -> None:
+        self.is_slow = is_slow
+        self.received: list[bytes] = []
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        if self.is_slow:
+            return self.take(chunk)
+        self.received.append(chunk)
+        return None
+
+    async def take(self, chunk: bytes) -> None:
+        await asyncio.sleep(0)
+        self.received.append(chunk)
+
+
+class WholeBodyTest(unittest.TestCase):
+    def test_it_is_handed_over_when_it_is_waited_for(self) -> None:
+        for is_slow in (False, True):
+            with self.subTest(is_slow=is_slow):
+                receiver = Receiver(is_slow)
+                body = WholeBody(receiver, [b'a', b'b'])  # type: ignore[arg-type]  # enough of one
+                self.assertEqual((body.done(), receiver.received), (True, []))
+                asyncio.run(self.wait_for(body))
+                self.assertEqual(receiver.received, [b'a', b'b'])
+
+    async def wait_for(self, body: WholeBody) -> None:
+        await body
+
+    def test_it_keeps_no_handler_alive(self) -> None:
+        receiver = Receiver(False)
+        gone = weakref.ref(receiver)
+        body = WholeBody(receiver, [b'a'])  # type: ignore[arg-type]  # as above
+        del receiver
+        self.assertIsNone(gone())
+        self.assertTrue(body.done())
 
 
 if __name__ == '__main__':

@@ -21,7 +21,7 @@ from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 
 from addrservice.tornado.exchange import Exchange, Peer
-from addrservice.tornado.plain import read_plain
+from addrservice.tornado.plain import MAX_REMEMBERED_SIZE, read_plain
 from addrservice.tornado.reader import Input, Limits, RequestReader, request_for
 from tests.grammar import Grammar
 
@@ -269,6 +269,22 @@ class PlainTest(unittest.TestCase):
                 with self.subTest(name):
                     read_short(before, USUAL)
                     self.assertIsNotNone(self.assert_same(data))
+
+    def test_what_is_done_to_one_request_does_not_change_the_next(self) -> None:
+        data = ORDINARY['http.client']
+        first = read_plain(data, USUAL)
+        assert first is not None
+        first.headers.add('Host', 'y')
+        first.headers['Accept-Encoding'] = 'gzip'
+        del first.headers['Host']
+        first.headers['X'] = 'z'
+        self.assertIsNotNone(self.assert_same(data))
+
+    def test_fields_that_are_too_long_to_be_remembered_are_read_as_well(self) -> None:
+        for size in (MAX_REMEMBERED_SIZE - 17, MAX_REMEMBERED_SIZE - 16):
+            data = b'GET / HTTP/1.1\r\nHost: x\r\nX: %b\r\n\r\n' % (b'a' * size)
+            for _ in range(2):
+                self.assertIsNotNone(self.assert_same(data))
 
     def test_requests_are_read_one_after_the_other(self) -> None:
         rest = b''.join(ORDINARY.values())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
 import sys
 import unittest
+from asyncio import Future
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ if __name__ == '__main__':
 
 from tornado.httpclient import HTTPResponse
 from tornado.routing import PathMatches, Rule, RuleRouter
+from tornado.template import DictLoader
+from tornado.web import Application, RequestHandler
 
 import data
 from addrservice import LOGGER_NAME
@@ -24,7 +28,9 @@ from addrservice.errors import (
     AddressChanged, AddressExists, StorageUnavailable, UnreadableRecord)
 from addrservice.tornado.addressbook import AddressBookRequestHandler
 from addrservice.tornado.admin import PageRequestHandler
-from addrservice.tornado.app import ADMIN_ROUTES, ROUTES, Route, RouteTable
+from addrservice.tornado.app import (
+    ADMIN_ROUTES, ROUTES, Route, RoutedApplication, RouteTable)
+from addrservice.tornado.base import BaseRequestHandler
 from tests.support import AddressServiceAppTestCase
 
 
@@ -216,6 +222,83 @@ class LogTests(AddressServiceTornadoAppTestCase):
             r'^req_id="[0-9a-f]{32}" method="POST" uri="/addresses" ip="127\.0\.0\.1" '
             r'trace_id="[0-9a-f]{32}" span_id="[0-9a-f]{16}" '
             r'message="RESPONSE" status=201 time_ms=[0-9.]+ route="/addresses"$')
+
+
+class AnswerRequestHandler(BaseRequestHandler):
+    """Answers as its query asks: with this status, body, tag and cookie."""
+
+    def get(self) -> None:
+        self.set_status(int(self.get_query_argument('status', '200')))
+        self.etag = self.get_query_argument('etag', None)
+        self.set_json_type()
+        if cookie := self.get_query_argument('cookie', None):
+            self.set_cookie('c', cookie)
+        for part in self.get_query_arguments('part'):
+            self.write(int(part) * 'x')
+
+    head = post = get
+
+
+class TornadosAnswerRequestHandler(AnswerRequestHandler):
+    """Does so, and ends the request as Tornado does."""
+
+    def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> Future[None]:
+        return RequestHandler.finish(self, chunk)
+
+
+class PageHandler(BaseRequestHandler):
+    """Renders a template that uses what the application gives to templates."""
+
+    def get(self) -> None:
+        self.render('page.html')
+
+
+class FinishTest(AddressServiceAppTestCase):
+    """The short way to the end of a request leads where Tornado's own does."""
+
+    def get_app(self) -> Application:
+        super().get_app()
+        return RoutedApplication(
+            [Route('/ours', AnswerRequestHandler), Route('/tornados', TornadosAnswerRequestHandler),
+             Route('/page', PageHandler)],
+            self.service, self.app.telemetry, self.app.admission,
+            ui_methods={'shout': lambda handler, text: text.upper()},
+            template_loader=DictLoader({'page.html': '{{ shout("hello") }}'}))
+
+    def answer(self, path: str, method: str, query: str, headers: dict[str, str]
+               ) -> tuple[int, str, list[tuple[str, str]], bytes]:
+        """What is seen of an answer, without what differs each time."""
+        response = self.fetch(f'{path}?{query}', method=method, headers=headers,
+                              decompress_response=False, allow_nonstandard_methods=True)
+        fields = [(name, value) for name, value in sorted(response.headers.get_all())
+                  if name not in ('Date', 'X-Request-Id')]
+        return response.code, response.reason, fields, response.body
+
+    def test_both_give_the_same_answers(self) -> None:
+        queries = ('', 'part=0', 'part=3', 'part=1000&part=1000', 'status=201&part=5',
+                   'status=204', 'status=304', 'status=304&etag="a"', 'status=404&part=9',
+                   'etag="a"&part=5', 'etag="a"&part=2000', 'status=201&etag="a"',
+                   'cookie=d&part=5', 'status=204&cookie=d', 'status=799', 'status=500&part=5')
+        conditions: tuple[dict[str, str], ...] = (
+            {}, {'Accept-Encoding': 'gzip'}, {'If-None-Match': '"a"'},
+            {'If-None-Match': '"b"', 'Accept-Encoding': 'gzip'},
+            {'If-None-Match': 'W/"a"', 'Accept-Encoding': 'gzip'})
+        for method, query, headers in itertools.product(
+                ('GET', 'HEAD', 'POST'), queries, conditions):
+            with self.subTest(method=method, query=query, headers=headers):
+                ours, tornados = (self.answer(path, method, query, headers)
+                                  for path in ('/ours', '/tornados'))
+                self.assertEqual(ours, tornados)
+
+    def test_a_body_where_none_may_be_is_a_fault_of_ours(self) -> None:
+        for path in ('/ours', '/tornados'):
+            for status in (204, 304):
+                with self.subTest(path=path, status=status), self.assertLogs(
+                        'tornado.application', 'ERROR'):
+                    self.assertEqual(self.ask('GET', f'{path}?status={status}&part=3').code, 500)
+
+    def test_a_template_has_what_the_application_gives_it(self) -> None:
+        self.assertEqual(self.ask('GET', '/page').body, b'HELLO')
 
 
 if __name__ == '__main__':
