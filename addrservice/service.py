@@ -226,7 +226,8 @@ class AddressBookService:
         pages = self.addr_db.read_address_pages(after, limit)
         async with contextlib.aclosing(pages):
             while (page := await self._in_time(anext(pages, None))) is not None:
-                yield [_document(stored) for stored in page]
+                yield [VersionedDocument(nickname, version, entry.to_json())
+                       for nickname, version, entry in page]
 
     async def _in_time(self, call: Awaitable[T]) -> T:
         """What a call of the store returns, if it does so in time."""

@@ -14,7 +14,7 @@ import logging
 import re
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import NamedTuple
 
 from addrservice.datamodel import AddressEntry
@@ -80,7 +80,7 @@ def decode_record(record: Record) -> Stored:
     """
     try:
         nickname, version, text, _ = record
-        if not is_version(str(version)):
+        if not _VERSION.fullmatch(version):
             raise ValueError('its version is not 16 hexadecimal digits')
         return Stored(nickname, version, AddressEntry.from_json(text))
     except (TypeError, ValueError, RecursionError) as error:
@@ -266,16 +266,23 @@ class AbstractAddressBookDB(ABC):
 
     async def _decoded(self, page: Sequence[Record], most: int) -> Sequence[Stored]:
         decoded: list[Stored] = []
-        for place, record in enumerate(page):
-            if len(decoded) == most:
-                break
-            if place % DECODED_AT_ONCE == 0:
-                await asyncio.sleep(0)  # others have their turn, also where nothing waits
+        place = 0
+        while place < len(page) and len(decoded) < most:
+            await asyncio.sleep(0)  # others have their turn, also where nothing waits
+            records = page[place:place + min(DECODED_AT_ONCE, most - len(decoded))]
+            place += len(records)
             try:
-                decoded.append(decode_record(record))
+                decoded += [decode_record(record) for record in records]
+            except UnreadableRecord:
+                decoded += self._readable(records)
+        return decoded
+
+    def _readable(self, records: Sequence[Record]) -> Iterator[Stored]:
+        for record in records:
+            try:
+                yield decode_record(record)
             except UnreadableRecord as error:
                 self.on_unreadable(error)
-        return decoded
 
     def on_unreadable(self, error: UnreadableRecord) -> None:
         """A listing has met a damaged record, and goes on without it."""

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from tornado.web import HTTPError
 
 from addrservice.errors import AddressChanged
-from addrservice.service import VersionedDocument
 from addrservice.tornado.base import BaseRequestHandler
 from addrservice.tornado.conditions import Conditions, etag_of
 from addrservice.tornado.messages import put
@@ -52,18 +51,19 @@ class AddressBookRequestHandler(BaseRequestHandler):
 
     async def _send_page(self, page: Page, limit: int) -> None:
         members: list[str] = []
-        size, last, has_more = 0, '', False
+        size, last = 0, ''
         # One more than asked for tells whether there are more.
         async with contextlib.aclosing(
                 self.service.get_address_pages(page.after, limit + 1)) as pages:
             async for entries in pages:
-                for entry in entries:
-                    has_more = len(members) == limit or size > MAX_PAGE_SIZE
-                    if has_more:
+                already = len(members)
+                room = limit - already if size <= MAX_PAGE_SIZE else 0
+                for last, _, json in entries[:room]:
+                    members.append(f'"{last}":{json}')
+                    size += len(members[-1])
+                    if size > MAX_PAGE_SIZE:
                         break
-                    members.append(_member(entry))
-                    size, last = size + len(members[-1]), entry.nickname
-                if has_more:
+                if len(members) - already < len(entries):
                     self.set_header('Link', page.link_to_next(self.request.path, last))
                     break
         self.write(f'{{{",".join(members)}}}')
@@ -73,8 +73,8 @@ class AddressBookRequestHandler(BaseRequestHandler):
         separator, size = '{', 1  # the brace at the end
         async with contextlib.aclosing(self.service.get_address_pages(page.after)) as pages:
             async for entries in pages:
-                for entry in entries:
-                    pieces.append(f'{separator}{_member(entry)}')
+                for nickname, _, json in entries:
+                    pieces.append(f'{separator}"{nickname}":{json}')
                     separator, size = ',', size + len(pieces[-1])
                     if size > BUFFER_SIZE:
                         await self._send(pieces)
@@ -158,10 +158,6 @@ class AddressBookEntryRequestHandler(BaseRequestHandler):
         if not conditions.allow_change(entry.version):
             raise _is_not_met()
         return entry.version
-
-
-def _member(entry: VersionedDocument) -> str:
-    return f'"{entry.nickname}":{entry.json}'
 
 
 def _is_not_met() -> AddressChanged:
