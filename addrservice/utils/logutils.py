@@ -30,27 +30,23 @@ _SRCFILE = logging._srcfile
 _STARTED = time.time()
 
 _SHORT_ESCAPES = {'"': '\\"', '\\': '\\\\', '\n': '\\n', '\r': '\\r', '\t': '\\t'}
-_BARE_KEYS = frozenset((
-    'req_id', 'method', 'uri', 'ip', 'trace_id', 'span_id', 'message', 'status', 'time_ms', 'route',
-    'bytes'))
-"""Of the canonical line of a request that went well: there are many."""
-
 _BARE_KEY = re.compile(r'[A-Za-z_][A-Za-z0-9_.-]*')
 
 # Replaced as a whole, never changed in place: tasks started by a request
 # share the object, and would see each other's changes.
 _LOG_CONTEXT: contextvars.ContextVar[Mapping[str, object]] = contextvars.ContextVar(
-    'log_context', default=MappingProxyType({}))
+    'log_context', default={})
 
 
 def get_log_context() -> Mapping[str, object]:
     """What every line of the current task carries; read-only."""
-    return _LOG_CONTEXT.get()
+    return MappingProxyType(_LOG_CONTEXT.get())
 
 
 def set_log_context(**fields: object) -> None:
     """Adds fields to every line that the current task will log."""
-    _LOG_CONTEXT.set(MappingProxyType({**_LOG_CONTEXT.get(), **fields}))
+    others = _LOG_CONTEXT.get()
+    _LOG_CONTEXT.set({**others, **fields} if others else fields)
 
 
 def logfmt(fields: Mapping[str, object]) -> str:
@@ -64,14 +60,18 @@ def logfmt(fields: Mapping[str, object]) -> str:
         value of None is left out.
     """
     # Nearly always nothing has to be escaped: one look at all texts at once tells.
-    texts = ''.join([value for value in fields.values() if value.__class__ is str])
-    if len(texts) > MAX_VALUE_LENGTH or not _is_plain(texts):
-        return ' '.join([f'{_key(name)}={_value(value)}'
-                         for name, value in fields.items() if value is not None])
-    return ' '.join([
-        f'{name if name in _BARE_KEYS else _key(name)}="{value}"' if value.__class__ is str
-        else f'{name if name in _BARE_KEYS else _key(name)}={_value(value)}'
-        for name, value in fields.items() if value is not None])
+    if is_plain(''.join([value for value in fields.values() if value.__class__ is str])):
+        return ' '.join([
+            f'{_key(name)}="{value}"' if value.__class__ is str else f'{_key(name)}={_value(value)}'
+            for name, value in fields.items() if value is not None])
+    return ' '.join([f'{_key(name)}={_value(value)}'
+                     for name, value in fields.items() if value is not None])
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text is written as it is: nothing in it has to be escaped or left out."""
+    return (text.isprintable() and '"' not in text and '\\' not in text
+            and len(text) <= MAX_VALUE_LENGTH)
 
 
 def log(logger: logging.Logger, level: int, **fields: object) -> None:
@@ -81,7 +81,7 @@ def log(logger: logging.Logger, level: int, **fields: object) -> None:
     :param level: as in the `logging` module.
     :param fields: the line's own names and values.
     """
-    log_line(logger, level, {**get_log_context(), **fields}, stacklevel=2)
+    log_line(logger, level, {**_LOG_CONTEXT.get(), **fields}, stacklevel=2)
 
 
 def log_line(logger: logging.Logger, level: int, fields: Mapping[str, object],
@@ -91,13 +91,21 @@ def log_line(logger: logging.Logger, level: int, fields: Mapping[str, object],
     :param stacklevel: whom the line names as its origin: 1 the caller, 2 its
         caller, and so on.
     """
-    if not logger.isEnabledFor(level):
-        return
-    text = _Logfmt(logfmt(fields))
+    if logger.isEnabledFor(level):
+        log_text(logger, level, logfmt(fields), stacklevel + 1)
+
+
+def log_text(logger: logging.Logger, level: int, text: str, stacklevel: int = 1) -> None:
+    """Logs a line that is logfmt already.
+
+    :param level: one that the logger is enabled for.
+    :param stacklevel: as in `log_line`.
+    """
+    message = _Logfmt(text)
     if logging._srcfile:
-        logger.log(level, text, stacklevel=stacklevel + 1)
+        logger.log(level, message, stacklevel=stacklevel + 1)
     else:  # nobody asks who the caller is
-        logger.handle(logger.makeRecord(logger.name, level, '', 0, text, (), None))
+        logger.handle(logger.makeRecord(logger.name, level, '', 0, message, (), None))
 
 
 def one_line_trace(error: BaseException) -> str:
@@ -119,11 +127,15 @@ class LogfmtFormatter(logging.Formatter):
     _second = (0, '')
     """The second of the last line, and how it is written."""
 
+    @functools.cached_property
+    def _uses_time(self) -> bool:
+        return self.usesTime()
+
     def format(self, record: logging.LogRecord) -> str:
         if not isinstance(record.msg, _Logfmt):
             return super().format(_as_logfmt(record))
         record.message = record.msg
-        if self.usesTime():
+        if self._uses_time:
             record.asctime = self.formatTime(record, self.datefmt)
         return self.formatMessage(record)
 
@@ -133,9 +145,9 @@ class LogfmtFormatter(logging.Formatter):
         if datefmt:
             return super().formatTime(record, datefmt)
         second, text = self._second
-        if second != int(record.created):
+        if second != (now := int(record.created)):
             text = time.strftime(self.default_time_format, self.converter(record.created))
-            self._second = int(record.created), text
+            self._second = now, text
         return f'{text},{int(record.msecs):03d}'
 
 
@@ -170,7 +182,9 @@ class TurnStreamHandler(logging.StreamHandler[TextIO]):
     def _flush_turn(self) -> None:
         self._due_in = None
         try:
-            super().flush()
+            assert self.lock is not None
+            with self.lock:  # as the method of `logging` has it, with two calls in place of seven
+                self.stream.flush()
         except Exception:
             self.handleError(logging.makeLogRecord({'msg': 'Lines could not be written'}))
 
@@ -179,7 +193,7 @@ def _as_logfmt(record: logging.LogRecord) -> logging.LogRecord:
     error = record.exc_info[1] if record.exc_info else None
     fields = {'message': record.getMessage(), 'trace': error and one_line_trace(error)}
     quoted = copy.copy(record)
-    quoted.msg, quoted.args = logfmt({**get_log_context(), **fields}), None
+    quoted.msg, quoted.args = logfmt({**_LOG_CONTEXT.get(), **fields}), None
     quoted.exc_info = quoted.exc_text = quoted.stack_info = None
     return quoted
 
@@ -252,16 +266,14 @@ def _value(value: object) -> str:
 
 
 def _quoted(text: str) -> str:
-    if len(text) > MAX_VALUE_LENGTH:
-        text = _shorten(text)
-    return f'"{text if _is_plain(text) else _escape(text)}"'
-
-
-def _is_plain(text: str) -> bool:
-    return text.isprintable() and '"' not in text and '\\' not in text
+    if is_plain(text):
+        return f'"{text}"'
+    return f'"{_escape(_shorten(text))}"'
 
 
 def _shorten(text: str) -> str:
+    if len(text) <= MAX_VALUE_LENGTH:
+        return text
     # A traceback says most at its end, a target at its start: keep both.
     half = MAX_VALUE_LENGTH // 2
     return f'{text[:half]}…{len(text) - 2 * half} characters…{text[-half:]}'

@@ -37,6 +37,11 @@ OnEnd = Callable[[str, float], object]
 class RecordedSpan(trace.Span):
     """A piece of work for a request: name, start, end, attributes, error."""
 
+    # Of each span, until it is told something else.
+    end_time: int | None = None
+    attributes: Mapping[str, Any] | None = None
+    status = _UNSET
+
     def __init__(self, ids: trace.SpanContext, name: str, span_id: int, parent_id: int | None,
                  attributes: Attributes | None, start_time: int, tell: OnEnd | None) -> None:
         """
@@ -48,9 +53,8 @@ class RecordedSpan(trace.Span):
         self.span_id = span_id
         self.parent_id = parent_id
         self.start_time = start_time
-        self.end_time: int | None = None
-        self.attributes = _bounded(attributes) if attributes else None
-        self.status = _UNSET
+        if attributes:
+            self.attributes = _bounded(attributes)
         # Not the tracer, which knows the list that the span is in: they would be left to the
         # garbage collector together.
         self._ids = ids
@@ -104,7 +108,7 @@ class RecordedSpan(trace.Span):
 
 
 class RequestTracer:
-    """Makes the spans of one request."""
+    """Makes the spans under the one of a request."""
 
     def __init__(self, ids: trace.SpanContext, spans: SpanList, tell: OnEnd | None) -> None:
         """
@@ -115,16 +119,6 @@ class RequestTracer:
         self._ids = ids
         self._spans = spans
         self._tell = tell
-
-    def start_root(self, name: str, parent_id: int | None, start_time: int) -> RecordedSpan:
-        """The request's own span.
-
-        :param parent_id: of the client's span, if it has said.
-        """
-        span = RecordedSpan(self._ids, name, self._ids.span_id, parent_id, None, start_time,
-                            self._tell)
-        self._spans.append(span)
-        return span
 
     def start_span(self, name: str, context: otel_context.Context, *,
                    attributes: Attributes | None = None) -> RecordedSpan:
@@ -171,9 +165,11 @@ class RecordedTracing(Tracing):
 
     def _record(self, name: str, context: otel_context.Context, ids: trace.SpanContext,
                 start_time: int) -> RequestTrace:
+        span = RecordedSpan(ids, name, ids.span_id, client_span(context).span_id or None, None,
+                            start_time, self._tell)
         spans = SpanList(self._max_spans)
+        spans.append(span)
         tracer = RequestTracer(ids, spans, self._tell)
-        span = tracer.start_root(name, client_span(context).span_id or None, start_time)
         return RequestTrace(span, tracer, context, start_time, spans)
 
 

@@ -14,7 +14,6 @@ import inspect
 import random
 import re
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from opentelemetry import context as otel_context
@@ -66,6 +65,8 @@ _TRACER: contextvars.ContextVar[Tracer | None] = contextvars.ContextVar('tracer'
 class RequestTrace:
     """The part that one request has in a trace: a span of its own, for others to be under."""
 
+    __slots__ = ('span', 'tracer', 'context', 'start_time', 'spans', 'trace_id', 'span_id')
+
     def __init__(self, span: trace.Span, tracer: Tracer | None = None,
                  context: otel_context.Context | None = None, start_time: int = 0,
                  spans: SpanList | None = None) -> None:
@@ -81,14 +82,16 @@ class RequestTrace:
         self.context = context
         self.start_time = start_time
         self.spans = spans
-        ids = span.get_span_context()
-        self.trace_id = trace.format_trace_id(ids.trace_id)
-        self.span_id = trace.format_span_id(ids.span_id)
+        # A tuple; by their names its fields take a call each.
+        trace_id, span_id, *_ = span.get_span_context()
+        self.trace_id = f'{trace_id:032x}'
+        self.span_id = f'{span_id:016x}'
 
     def enter(self) -> None:
         """From now on the current task, and those it starts, work for this request."""
         _TRACER.set(self.tracer)
-        otel_context.attach(trace.set_span_in_context(self.span, self.context))
+        before = otel_context.get_current() if self.context is None else self.context
+        otel_context.attach(_with_span(before, self.span))
 
 
 class Tracing:
@@ -156,6 +159,11 @@ def context_of(headers: Mapping[str, str]) -> otel_context.Context:
 def client_span(context: otel_context.Context) -> trace.SpanContext:
     """The span of the client that a context knows of; one that is not valid if it knows none."""
     return trace.get_current_span(context).get_span_context() if context else _NO_SPAN
+
+
+def _with_span(context: otel_context.Context, span: trace.Span) -> otel_context.Context:
+    """A context with another current span."""
+    return otel_context.Context({**context, CURRENT_SPAN: span})
 
 
 def _is_sane_tracestate(text: str) -> bool:
@@ -229,43 +237,43 @@ class _Recipe:
 
     def __init__(self, name: str, attributes: MakeAttributes) -> None:
         self.name = name
-        self.attributes = attributes
+        self._make = attributes if callable(attributes) else None
+        self._attributes = None if callable(attributes) else attributes
 
     def start(self, tracer: Tracer, args: Sequence[Any], kwargs: Mapping[str, Any]
-              ) -> _Active:
-        context = otel_context.get_current()
-        span = tracer.start_span(self.name, context, attributes=self._attributes(args, kwargs))
-        return _Active(span, context)
+              ) -> tuple[trace.Span, otel_context.Context]:
+        """A span under the current one, and the context in which it is the current one."""
+        before = otel_context.get_current()
+        attributes = self._made(self._make, args, kwargs) if self._make else self._attributes
+        span = tracer.start_span(self.name, before, attributes=attributes)
+        return span, _with_span(before, span)
 
-    def _attributes(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Attributes | None:
-        if not callable(self.attributes):
-            return self.attributes
+    def _made(self, make: Callable[..., Attributes], args: Sequence[Any],
+              kwargs: Mapping[str, Any]) -> Attributes:
         try:
-            return self.attributes(*args, **kwargs)
+            return make(*args, **kwargs)
         except Exception as error:  # looking must not break what is looked at
             return {'addrservice.attributes_error': type(error).__qualname__}
 
 
-class _Active:
-    """Makes a span the current one while work is done for it; more than once, if need be."""
+class _Attached:
+    """A context that is the current one while work is done in it; more than once, if need be."""
 
-    __slots__ = ('span', 'context', 'token')
+    __slots__ = ('context', 'token')
 
-    def __init__(self, span: trace.Span, context: otel_context.Context) -> None:
-        self.span = span
-        self.context = otel_context.Context({**context, CURRENT_SPAN: span})
+    def __init__(self, context: otel_context.Context) -> None:
+        self.context = context
 
     def __enter__(self) -> None:
         self.token = otel_context.attach(self.context)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         otel_context.detach(self.token)
 
-    def end(self, error: BaseException | None = None) -> None:
-        if error is not None:
-            fail(self.span, error)
-        self.span.end()
+
+def _end_failed(span: trace.Span, error: BaseException) -> None:
+    fail(span, error)
+    span.end()
 
 
 def _function(function: Callable[..., Any], how: _Recipe) -> Callable[..., Any]:
@@ -275,14 +283,17 @@ def _function(function: Callable[..., Any], how: _Recipe) -> Callable[..., Any]:
         tracer = _TRACER.get()
         if tracer is None:
             return function(*args, **kwargs)
-        active = how.start(tracer, args, kwargs)
+        span, context = how.start(tracer, args, kwargs)
         try:
-            with active:
+            token = otel_context.attach(context)
+            try:
                 result = function(*args, **kwargs)
+            finally:
+                otel_context.detach(token)
         except BaseException as error:
-            active.end(error)
+            _end_failed(span, error)
             raise
-        active.end()
+        span.end()
         return result
 
     return wrapper
@@ -291,22 +302,25 @@ def _function(function: Callable[..., Any], how: _Recipe) -> Callable[..., Any]:
 def _coroutine(function: Callable[..., Coroutine[Any, Any, Any]], how: _Recipe
                ) -> Callable[..., Coroutine[Any, Any, Any]]:
 
-    async def call(tracer: Tracer, /, *args: Any, **kwargs: Any) -> Any:
-        active = how.start(tracer, args, kwargs)
+    async def call(tracer: Tracer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        span, context = how.start(tracer, args, kwargs)
         try:
-            with active:
+            token = otel_context.attach(context)
+            try:
                 result = await function(*args, **kwargs)
+            finally:
+                otel_context.detach(token)
         except BaseException as error:
-            active.end(error)
+            _end_failed(span, error)
             raise
-        active.end()
+        span.end()
         return result
 
     # No coroutine of its own, which would be one more for every call that is not recorded.
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         tracer = _TRACER.get()
-        return function(*args, **kwargs) if tracer is None else call(tracer, *args, **kwargs)
+        return function(*args, **kwargs) if tracer is None else call(tracer, args, kwargs)
 
     return wrapper
 
@@ -314,33 +328,34 @@ def _coroutine(function: Callable[..., Coroutine[Any, Any, Any]], how: _Recipe
 def _generator(function: Callable[..., AsyncGenerator[Any, Any]], how: _Recipe
                ) -> Callable[..., AsyncGenerator[Any, Any]]:
 
-    async def iterate(tracer: Tracer, /, *args: Any, **kwargs: Any
+    async def iterate(tracer: Tracer, args: Sequence[Any], kwargs: Mapping[str, Any]
                       ) -> AsyncGenerator[Any, Any]:
-        active = how.start(tracer, args, kwargs)
+        span, context = how.start(tracer, args, kwargs)
+        attached = _Attached(context)
         items = function(*args, **kwargs)
         step = items.__anext__()
         try:
             while True:
                 # Between two steps the caller has its own span: the context is shared with it.
-                with active:
+                with attached:
                     item = await step
                 try:
                     step = items.asend((yield item))
                 except GeneratorExit:
-                    with active:
+                    with attached:
                         await items.aclose()
                     raise
                 except BaseException as error:
                     step = items.athrow(error)
         except (StopAsyncIteration, GeneratorExit):
-            active.end()
+            span.end()
         except BaseException as error:
-            active.end(error)
+            _end_failed(span, error)
             raise
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         tracer = _TRACER.get()
-        return function(*args, **kwargs) if tracer is None else iterate(tracer, *args, **kwargs)
+        return function(*args, **kwargs) if tracer is None else iterate(tracer, args, kwargs)
 
     return wrapper

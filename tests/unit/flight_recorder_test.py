@@ -94,6 +94,16 @@ class FlightRecorderTest(unittest.TestCase):
         self.add('c', time_ms=1)
         self.assertEqual(len(self.ids('slowest')), 2)
 
+    def test_of_two_that_are_as_slow_the_newer_is_kept(self) -> None:
+        for req_id in 'abc':
+            self.add(req_id, time_ms=1)
+        self.assertEqual(self.ids('slowest'), ['c', 'b'])
+
+    def test_none_that_is_slow_is_kept_where_none_is_wanted(self) -> None:
+        self.recorder = FlightRecorder(last=3, slowest=0, failed=2)
+        self.add('x')
+        self.assertEqual((self.ids('last'), self.ids('slowest')), (['x'], []))
+
     def test_one_that_is_kept_three_times_is_found_once(self) -> None:
         self.add('x', status=500, time_ms=99, trace='Traceback…')
         found, = self.recorder.find('x')

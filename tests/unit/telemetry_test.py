@@ -6,6 +6,8 @@ import logging
 import sys
 import unittest
 import unittest.mock
+from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 from tornado.httputil import HTTPHeaders
 
 from addrservice.tornado.telemetry import RequestEvent, Telemetry, request_id
-from addrservice.utils.logutils import set_log_context
+from addrservice.utils.logutils import MAX_VALUE_LENGTH, logfmt, set_log_context
 from addrservice.utils.metrics import Metrics
 from addrservice.utils.tracing import Tracing
 from tests.support import clear_log_context, parse_logfmt
@@ -87,6 +89,30 @@ class LineTest(unittest.TestCase):
         _, fields = self.line(make_event(200))
         self.assertEqual(fields['req_id'], 'id')
         self.assertNotIn('user', fields)
+
+    def test_a_line_put_together_at_once_is_the_one_that_its_fields_make(self) -> None:
+        well: dict[str, Any] = {'route': '/{id}', 'time_ms': 0.25, 'body_bytes_sent': 7}
+        hostile = ('', '/x"', '/\\', '/\n', '/é', '/\u2028', '/' + MAX_VALUE_LENGTH * 'x')
+        cases: list[dict[str, Any]] = [
+            {}, *({'uri': uri} for uri in hostile), {'method': '"'}, {'ip': 'a b"'},
+            {'req_id': 'x y\\'}, {'route': None}, {'route': '/"'}, {'route': ''},
+            {'body_bytes_sent': None}, {'body_bytes_sent': 0}, {'time_ms': 1e-05},
+            {'time_ms': 123456789.123}, {'status': HTTPStatus.NO_CONTENT}, {'reason': 'Gone'},
+            {'detail': 'x'}, {'cause': 'x'}, {'reason': ''}, {'error': ValueError('x')}]
+        for fields in cases:
+            with self.subTest(fields=str(fields)[:80]):
+                text, line = self.text_and_fields(make_event(**{'status': 200, **well, **fields}))
+                self.assertEqual(text, logfmt(line))
+
+    def text_and_fields(self, event: RequestEvent) -> tuple[str, Mapping[str, Any]]:
+        """The one line that the end of a request writes, and what its trace is told."""
+        tracing = Tracing()
+        with (self.assertLogs('telemetry_test', logging.DEBUG) as logs,
+              unittest.mock.patch.object(tracing, 'end') as end):
+            Telemetry(logging.getLogger('telemetry_test'), tracing, None).ended(event)
+        record, = logs.records
+        self.assertEqual((record.filename, record.funcName), ('telemetry.py', 'ended'))
+        return record.getMessage(), end.call_args.args[1]
 
     def test_a_fault_in_tracing_costs_neither_the_line_nor_the_count(self) -> None:
         metrics = Metrics()

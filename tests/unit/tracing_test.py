@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import sys
 import unittest
 import unittest.mock
@@ -14,7 +16,7 @@ from typing import Any
 if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from opentelemetry import trace
+from opentelemetry import context, trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -171,6 +173,26 @@ class TracedTest(unittest.TestCase):
         self.assertEqual(self.recorder.parent_of('doubling'), 'request')
         self.assertEqual(dict(self.recorder.spans()['doubling'].attributes or {}), {'number': 3})
 
+    def test_a_call_after_another_is_beside_it_also_if_that_has_failed(self) -> None:
+        @traced(name='broken')
+        def break_down() -> None:
+            raise ValueError
+
+        async def one_after_another() -> None:
+            for call in (lambda: fails(ValueError()), lambda: double_later(1)):
+                with contextlib.suppress(ValueError):
+                    await call()
+            with contextlib.suppress(ValueError):
+                break_down()
+            double(1)
+
+        self.recorder.run(one_after_another)
+        spans = self.recorder.exporter.get_finished_spans()
+        request = ids_of(self.recorder.spans()['request']).span_id
+        self.assertEqual([span.name for span in spans
+                          if span.parent and span.parent.span_id == request],
+                         ['fails', 'doubling', 'broken', 'double'])
+
     def test_a_generator_is_one_span_from_its_first_item_to_its_last(self) -> None:
         own_spans: list[str] = []
         self.recorder.run(lambda: count_slowly(own_spans))
@@ -288,6 +310,14 @@ class OutgoingTest(unittest.TestCase):
         self.assertEqual(headers, {
             'X-Request-ID': 'abc', 'traceparent': f'00-{TRACE_ID}-{request.span_id}-01',
             'tracestate': 'a=1'})
+
+    def test_what_others_have_put_in_the_context_stays_there(self) -> None:
+        def enter() -> object:
+            context.attach(context.set_value('colour', 'red'))
+            Tracing().identify({}).enter()
+            return context.get_value('colour')
+
+        self.assertEqual(contextvars.copy_context().run(enter), 'red')
 
     def test_under_a_span_it_names_that_span(self) -> None:
         recorder = Recorder()
