@@ -360,7 +360,6 @@ def log_request(handler: tornado.web.RequestHandler) -> None:
     event.body_bytes_received = getattr(connection, 'body_bytes_received', len(handler._body))
     handler.admission.leave(handler.is_probe, handler.task)
     handler.telemetry.ended(event)
-    event.error = None  # its traceback knows the handler: both would be left to the collector
 
 
 @functools.lru_cache(maxsize=1)

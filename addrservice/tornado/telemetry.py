@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import logging
 import random
 import re
@@ -88,6 +90,7 @@ class Telemetry:
         self.metrics = metrics
         self.debug = debug
         self._refused_at = float('-inf')
+        self._ended: list[RequestEvent] = []
 
     def connection_refused(self, ip: str) -> None:
         """Reports a client whose connection was one too many, so that there is no request."""
@@ -117,7 +120,22 @@ class Telemetry:
                             str(request.remote_ip), route, is_probe, trace)
 
     def ended(self, event: RequestEvent) -> None:
-        """Reports a request; to be called once for each."""
+        """Takes note of the end of a request; to be called once for each. All that have ended
+        in one turn of the event loop are reported one after the other in the next: the same
+        steps for one request after the other take a processor half the time that they take
+        it between others."""
+        self._ended.append(event)
+        if len(self._ended) == 1:
+            # In no request's context, which it would keep alive.
+            asyncio.get_running_loop().call_soon(self._report_all, context=contextvars.Context())
+
+    def _report_all(self) -> None:
+        ended, self._ended = self._ended, []
+        for event in ended:
+            self.report(event)
+
+    def report(self, event: RequestEvent) -> None:
+        """Reports a request that has ended."""
         line = self._line(event)
         self._end_trace(event, line)
         level = self._level(event)
@@ -125,6 +143,7 @@ class Telemetry:
             logutils.log_text(self.logger, level, _text_of(event) or logutils.logfmt(line))
         if self.metrics:
             self._count(event, self.metrics)
+        event.error = None  # its traceback knows the handler: both would be left to the collector
 
     def _end_trace(self, event: RequestEvent, line: Mapping[str, Any]) -> None:
         try:
