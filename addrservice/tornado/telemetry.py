@@ -114,7 +114,8 @@ class Telemetry:
         if is_probe:
             trace = self.tracing.identify(headers)
         else:
-            start_time = time.time_ns() - int(1e9 * request.request_time())
+            # Tornado tells how long it has been under way, and keeps since when.
+            start_time = int(1e9 * request._start_time)
             trace = self.tracing.begin(span_name(method, route), headers, start_time)
         return RequestEvent(request_id(headers), method, str(request.uri),
                             str(request.remote_ip), route, is_probe, trace)

@@ -165,8 +165,8 @@ class RecordedTracing(Tracing):
 
     def _record(self, name: str, context: otel_context.Context, ids: trace.SpanContext,
                 start_time: int) -> RequestTrace:
-        span = RecordedSpan(ids, name, ids.span_id, client_span(context).span_id or None, None,
-                            start_time, self._tell)
+        parent_id = client_span(context).span_id or None if context else None
+        span = RecordedSpan(ids, name, ids.span_id, parent_id, None, start_time, self._tell)
         spans = SpanList(self._max_spans)
         spans.append(span)
         tracer = RequestTracer(ids, spans, self._tell)

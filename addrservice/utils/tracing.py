@@ -125,7 +125,7 @@ class Tracing:
         """Those of a request: under the client's, if it has any; sampled as the client
         or, without one, the ratio says."""
         parent = client_span(context)
-        if not parent.is_valid:
+        if parent is _NO_SPAN or not parent.is_valid:
             flags = _SAMPLED if random.random() < self._sample_ratio else _NOT_SAMPLED
             return trace.SpanContext(random.getrandbits(128) or 1, random.getrandbits(64) or 1,
                                      is_remote=False, trace_flags=flags)
