@@ -133,7 +133,11 @@ class Telemetry:
     def _report_all(self) -> None:
         ended, self._ended = self._ended, []
         for event in ended:
-            self.report(event)
+            try:
+                self.report(event)
+            except Exception as fault:  # the others' must not miss
+                asyncio.get_running_loop().call_exception_handler({
+                    'message': 'The end of a request could not be told', 'exception': fault})
 
     def report(self, event: RequestEvent) -> None:
         """Reports a request that has ended."""

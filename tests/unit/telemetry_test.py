@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import unittest
@@ -17,7 +18,8 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 from tornado.httputil import HTTPHeaders
 
 from addrservice.tornado.telemetry import RequestEvent, Telemetry, request_id
-from addrservice.utils.logutils import MAX_VALUE_LENGTH, logfmt, set_log_context
+from addrservice.utils.logutils import (
+    MAX_VALUE_LENGTH, get_log_context, logfmt, set_log_context)
 from addrservice.utils.metrics import Metrics
 from addrservice.utils.tracing import Tracing
 from tests.support import clear_log_context, parse_logfmt
@@ -57,7 +59,7 @@ class LineTest(unittest.TestCase):
     def line(self, event: RequestEvent, debug: bool = False) -> tuple[str, dict[str, Any]]:
         """Level and fields of the one line that the end of a request writes."""
         with self.assertLogs('telemetry_test', logging.DEBUG) as logs:
-            Telemetry(logging.getLogger('telemetry_test'), Tracing(), None, debug).ended(event)
+            Telemetry(logging.getLogger('telemetry_test'), Tracing(), None, debug).report(event)
         record, = logs.records
         return record.levelname, parse_logfmt(record.getMessage())
 
@@ -109,9 +111,9 @@ class LineTest(unittest.TestCase):
         tracing = Tracing()
         with (self.assertLogs('telemetry_test', logging.DEBUG) as logs,
               unittest.mock.patch.object(tracing, 'end') as end):
-            Telemetry(logging.getLogger('telemetry_test'), tracing, None).ended(event)
+            Telemetry(logging.getLogger('telemetry_test'), tracing, None).report(event)
         record, = logs.records
-        self.assertEqual((record.filename, record.funcName), ('telemetry.py', 'ended'))
+        self.assertEqual((record.filename, record.funcName), ('telemetry.py', 'report'))
         return record.getMessage(), end.call_args.args[1]
 
     def test_a_fault_in_tracing_costs_neither_the_line_nor_the_count(self) -> None:
@@ -120,11 +122,55 @@ class LineTest(unittest.TestCase):
         with (self.assertLogs('telemetry_test', logging.DEBUG) as logs,
               unittest.mock.patch.object(tracing, 'end', side_effect=ValueError('a fault'))):
             metrics.request_began()
-            Telemetry(logging.getLogger('telemetry_test'), tracing, metrics).ended(make_event(200))
+            Telemetry(logging.getLogger('telemetry_test'), tracing, metrics).report(
+                make_event(200))
         lines = [parse_logfmt(record.getMessage()) for record in logs.records]
         self.assertEqual([line['message'] for line in lines], ['SPANS LOST', 'RESPONSE'])
         self.assertIn('ValueError: a fault', lines[0]['trace'])
         self.assertIn('http_server_active_requests 0.0', metrics.exposition('')[0].decode())
+
+
+class EndsTest(unittest.IsolatedAsyncioTestCase):
+    """Requests that end in one turn of the event loop are told in the next."""
+
+    def setUp(self) -> None:
+        self.telemetry = Telemetry(logging.getLogger('telemetry_test'), Tracing(), Metrics())
+
+    async def test_all_are_told_in_their_order_and_in_the_context_of_none(self) -> None:
+        self.addCleanup(clear_log_context)
+        set_log_context(user='somebody')
+        seen = []
+        with (self.assertLogs('telemetry_test', logging.DEBUG) as logs, unittest.mock.patch.object(
+                self.telemetry.tracing, 'end', lambda *_: seen.append(get_log_context()))):
+            for name in 'abc':
+                self.telemetry.ended(make_event(200, req_id=name))
+            self.telemetry.logger.info('still the same turn')
+            await asyncio.sleep(0)
+            self.telemetry.ended(make_event(200, req_id='d'))
+            await asyncio.sleep(0)
+        lines = [record.getMessage() for record in logs.records]
+        self.assertEqual([parse_logfmt(line)['req_id'] for line in lines[1:]], ['a', 'b', 'c', 'd'])
+        self.assertEqual(list(map(dict, seen)), [{}] * 4)
+
+    async def test_one_that_cannot_be_told_leaves_the_others_alone(self) -> None:
+        faults: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+        told = unittest.mock.patch.object(
+            self.telemetry.metrics, 'request_ended', side_effect=[ValueError('a fault'), None])
+        with self.assertLogs('telemetry_test', logging.DEBUG) as logs, told:
+            for name in 'ab':
+                self.telemetry.ended(make_event(200, req_id=name))
+            await asyncio.sleep(0)
+        self.assertEqual(len(logs.records), 2)
+        self.assertEqual([str(fault['exception']) for fault in faults], ['a fault'])
+
+    async def test_what_a_request_has_failed_with_is_forgotten_when_it_has_been_told(self) -> None:
+        event = make_event(500, error=ValueError('a fault'))
+        with self.assertLogs('telemetry_test', logging.DEBUG) as logs:
+            self.telemetry.ended(event)
+            await asyncio.sleep(0)
+        self.assertIn('a fault', logs.output[0])
+        self.assertIsNone(event.error)
 
 
 if __name__ == '__main__':
