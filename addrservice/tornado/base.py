@@ -110,7 +110,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         self.admission = admission
         self.event = telemetry.began(self.request, route, self.is_probe)
         admission.enter(self.is_probe)
-        put(self._headers, 'X-Request-ID', self.event.req_id)
+        put(self._headers, 'X-Request-Id', self.event.req_id)
 
     def clear(self) -> None:
         """Begins the answer anew. It replaces Tornado's own, which formats the date for each
