@@ -84,6 +84,7 @@ class AddressServiceTornadoAppUnitTests(AddressServiceTornadoAppTestCase):
                 self.assertEqual(headers['X-Content-Type-Options'], 'nosniff')
                 self.assertEqual(headers['Server'], 'addrservice')
                 self.assertEqual(headers['Vary'], 'Accept-Encoding')
+                self.assertEqual([], [name for name in headers if len(headers.get_list(name)) > 1])
 
     def test_healthz_tells_the_uptime_in_whole_milliseconds(self) -> None:
         first = json.loads(self.ask('GET', '/healthz').body)
