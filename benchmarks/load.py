@@ -123,6 +123,8 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--rate', type=float, metavar='N',
                         help='requests per second, at random, whatever the answers; without it '
                              'each connection waits for its answer and goes on at once')
+    parser.add_argument('--even', action='store_true', dest='is_even',
+                        help='of a rate: at the same distance, not at random')
     parser.add_argument('--connections', type=int, default=plan.connections, metavar='N',
                         help='kept alive, one request at a time on each (default: %(default)s)')
     mix = ','.join(f'{name}={weight:g}' for name, weight in plan.mix.items())

@@ -141,7 +141,7 @@ def at_half(found: Service, args: argparse.Namespace) -> Iterator[str]:
     """
     mix = MIXES[args.mix]
     rate = args.rate or CAPACITY_SHARE * capacity(found, args, mix)
-    plan = Plan(found.url, args.seconds, rate, mix=mix)
+    plan = Plan(found.url, args.seconds, rate, args.even, mix=mix)
     rounds = [driven(plan) for _ in tqdm(range(args.rounds), 'rounds', leave=False, disable=None)]
     yield f'{f"open loop, {rate:.0f} requests/s":28}{"p50 ms":>10}{"p99 ms":>10}{"p99/p50":>10}'
     for operation in (*filter(mix.get, OPERATIONS), None):
@@ -162,7 +162,7 @@ def beside_list(found: Service, args: argparse.Namespace) -> Iterator[str]:
     """
     mix = MIXES['get']
     rate = args.rate or CAPACITY_SHARE * capacity(found, args, mix)
-    plan = Plan(found.url, args.seconds, rate, mix=mix)
+    plan = Plan(found.url, args.seconds, rate, args.even, mix=mix)
     rounds = [_in_turn(plan, args) for _ in tqdm(range(args.rounds), 'rounds', leave=False,
                                                  disable=None)]
     yield f'{f"GET, open loop, {rate:.0f}/s":28}{"p50 ms":>10}{"p99 ms":>10}{"p99/p50":>10}'
@@ -331,6 +331,9 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                         help='what is asked at half of the capacity (default: %(default)s)')
     parser.add_argument('--rate', type=float, metavar='N',
                         help='requests a second, instead of half of the capacity')
+    parser.add_argument('--even', action='store_true',
+                        help='requests come at the same distance, not at random: so p99 has no '
+                             'queue in it that even a server of always the same speed would have')
     parser.add_argument('--read-rate', type=float, default=1.0, metavar='MB',
                         help='a second, of the client that reads the list (default: %(default)g)')
     parser.add_argument('--entries', type=int, default=1_000_000, metavar='N',

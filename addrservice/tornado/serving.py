@@ -120,8 +120,8 @@ class Server:
         is alone looks when it is asked."""
         while self.app.metrics.is_shared:
             try:
-                await self.instance.measure()
                 self.app.metrics.refresh()
+                await self.instance.measure()
             except Exception as error:  # a mistake of ours must not end it
                 logutils.log_line(self.logger, logging.ERROR, {
                     'message': 'NOT MEASURED', 'trace': logutils.one_line_trace(error)})
@@ -235,6 +235,7 @@ class Server:
         if self.stopping.is_set():
             # Asked twice: end at once, whatever is under way.
             self._log('KILLED')
+            self.app.metrics.stop()  # or others would not be told of the last second
             end_at_once()
         self.stopping.set()
 

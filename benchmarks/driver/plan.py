@@ -36,8 +36,11 @@ class Plan:
     """How long requests become due; above 0."""
 
     rate: float | None = None
-    """Requests per second, in an open loop, at random as from many clients; None for a closed
-    loop."""
+    """Requests per second, in an open loop; None for a closed loop."""
+
+    is_even: bool = False
+    """Whether the requests of an open loop are due one after the other at the same distance;
+    else at random, as from many clients."""
 
     connections: int = 16
     """Kept alive, with one request at a time on each."""
@@ -87,5 +90,7 @@ def schedule(plan: Plan, began: float, clock: Callable[[], float]) -> Iterator[f
     now."""
     if plan.rate is None:
         return iter(clock, None)
+    if plan.is_even:
+        return itertools.count(began, 1 / plan.rate)
     pauses = iter(partial(random.Random('arrivals').expovariate, plan.rate), None)
     return itertools.accumulate(pauses, initial=began)

@@ -56,7 +56,8 @@ def _figures(latencies: Latencies) -> dict[str, float]:
 
 def _title(result: Result) -> Iterator[str]:
     rate, end = result.plan.rate, ', broken off' * result.interrupted
-    loop = f'open loop, {rate:g} requests/s at random' if rate else 'closed loop'
+    arrivals = 'evenly' if result.plan.is_even else 'at random'
+    loop = f'open loop, {rate:g} requests/s {arrivals}' if rate else 'closed loop'
     yield (f'{result.plan.url}: {loop}, {result.plan.connections} connections, '
            f'{result.duration:.1f} s{end}')
     yield ('Milliseconds from when a request was due to the answer.' if rate else

@@ -257,6 +257,11 @@ class OpenLoopTest(unittest.TestCase):
         mean = statistics.fmean(pauses)
         self.assertAlmostEqual(mean, statistics.pstdev(pauses), delta=0.1 * mean)
 
+    def test_or_they_are_due_at_the_same_distance(self) -> None:
+        moments = schedule(Plan(rate=50, is_even=True), 3.0, time.monotonic)
+        for number in range(100):
+            self.assertAlmostEqual(next(moments), 3 + number / 50)
+
 
 class FailureTest(unittest.TestCase):
 
