@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import secrets
 from abc import ABC, abstractmethod
@@ -244,7 +245,7 @@ class AbstractAddressBookDB(ABC):
         if limit == 0:
             await self.ping()  # closed is closed, also for those who want nothing
             return
-        size = min(limit or self.page_size, self.page_size)
+        size = self.page_size if limit is None else _share(limit, self.page_size)
         async with contextlib.aclosing(self.read_pages(after or '', size)) as pages:
             found = 0
             async for page in pages:
@@ -292,6 +293,13 @@ class AbstractAddressBookDB(ABC):
     def connections(self) -> Connections | None:
         """How many connections to a database the engine has; None if it has none to count."""
         return None
+
+
+def _share(count: int, most: int) -> int:
+    """The size of as few pages as can be, of at most that size, that take no more than is
+    wanted: 101 entries are not one page of 100 and another."""
+    pages = math.ceil(count / most)
+    return math.ceil(count / pages)
 
 
 def checked_nickname(nickname: str | None) -> str:

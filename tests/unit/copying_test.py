@@ -342,8 +342,8 @@ class FailureTests(TwoBooksTestCase):
 
     async def test_a_source_that_fails_is_named_and_what_was_under_way_may_end(self) -> None:
         self.source = failing = await self.start(FailingDB)
-        self.put_many(300)
-        failing.pages_left = 3
+        self.put_many(3 * failing.page_size)
+        failing.pages_left = 2
         with self.assertRaises(StorageUnavailable) as raised:
             await self.copy()
         self.assertEqual(['source'], raised.exception.__notes__)

@@ -383,11 +383,16 @@ class ListingTests(SQLEngineTestCase):
             self.assertEqual(names, await self.names('m', limit))
             self.assert_asked(mock.call.fetch(PAGE, 'm', limit))
 
-    async def test_a_limit_within_a_page_stops_the_listing_there(self) -> None:
-        names = [f'n{i:03}' for i in range(2 * SIZE)]
-        self.answer(pages=[page_of(names[:SIZE]), page_of(names[SIZE:])])
-        self.assertEqual(names[:SIZE + 1], await self.names(limit=SIZE + 1))
-        self.assert_asked(*[mock.call.fetch(PAGE, bound, SIZE) for bound in ('', names[SIZE - 1])])
+    async def test_a_larger_limit_is_shared_out_evenly_and_stops_the_listing(self) -> None:
+        names = [f'n{i:03}' for i in range(3 * SIZE)]
+        for limit, share in ((SIZE + 1, SIZE // 2 + 1), (2 * SIZE, SIZE),
+                             (2 * SIZE + 1, (2 * SIZE + 3) // 3)):
+            with self.subTest(limit=limit):
+                bounds = range(0, limit, share)
+                self.answer(pages=[page_of(names[start:start + share]) for start in bounds])
+                self.assertEqual(names[:limit], await self.names(limit=limit))
+                self.assert_asked(*[mock.call.fetch(PAGE, names[start - 1] if start else '', share)
+                                    for start in bounds])
 
     async def test_a_limit_of_nothing_shows_that_the_store_answers(self) -> None:
         self.assertEqual([], await self.names(limit=0))
