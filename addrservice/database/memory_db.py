@@ -23,8 +23,6 @@ class InMemoryAddressBookDB(AbstractAddressBookDB):
     no listing ever sorts the book.
     """
 
-    page_size = 128  # of texts that are in memory anyway
-
     def __init__(self, logger: logging.Logger) -> None:
         super().__init__(logger)
         self._records: SortedDict[str, Record] | None = None
