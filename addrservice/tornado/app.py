@@ -136,7 +136,8 @@ class HandlerDelegate(httputil.HTTPMessageDelegate):
         """Starts the handler, now that its request is here."""
         request, application = self._request, self._application
         self._handler = handler = self._handler_class(application, request, **self._arguments)
-        request._body_future = WholeBody(handler, self._chunks)  # type: ignore[assignment]
+        body: Any = WholeBody(handler, self._chunks)  # does what Tornado asks of a future there
+        request._body_future = body
         transforms = [transform(request) for transform in application.transforms]
         handler.task = asyncio.get_running_loop().create_task(
             handler._execute(transforms, *self._path_args, **self._path_kwargs))

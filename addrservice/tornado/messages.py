@@ -1,6 +1,6 @@
-"""Tornado's header fields and requests, made the short way.
+"""Tornado's header fields, requests and bodies, made the short way.
 
-Both are what Tornado's own are, and hold the same; their constructors do without what nearly
+They are what Tornado's own are, and hold the same; their constructors do without what nearly
 no request needs. `tests/unit/messages_test.py` holds them against the originals.
 """
 

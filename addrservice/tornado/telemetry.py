@@ -123,8 +123,7 @@ class Telemetry:
     def ended(self, event: RequestEvent) -> None:
         """Takes note of the end of a request; to be called once for each. All that have ended
         in one turn of the event loop are reported one after the other in the next: the same
-        steps for one request after the other take a processor half the time that they take
-        it between others."""
+        steps for one request after the other find the processor's caches filled with them."""
         self._ended.append(event)
         if len(self._ended) == 1:
             # In no request's context, which it would keep alive.
