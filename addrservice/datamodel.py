@@ -445,11 +445,7 @@ class AddressEntry(Model):
         :raises InvalidAddress: it is not the document of an entry.
         :raises ValueError: it is not JSON.
         """
-        try:
-            return cls._folded(_checked(text) if len(text) <= MAX_KEPT else _check(text))
-        except (msgspec.DecodeError, ValueError):
-            pass  # the rules have more to say about it
-        return super().from_api_dm(json.loads(text))
+        return cls._folded(checked_json(text))
 
     def to_json(self) -> str:
         """Write the document of this object: one line of JSON, nothing in it without need."""
@@ -475,6 +471,19 @@ class AddressEntry(Model):
             raise AttributeError(name, name=name, obj=self)
         self.unfold()
         return getattr(self, name)
+
+
+def checked_json(text: str) -> str:
+    """Write the document of an entry that a text holds the way ``to_json`` does.
+
+    :raises InvalidAddress: it is not the document of an entry.
+    :raises ValueError: it is not JSON.
+    """
+    try:
+        return _checked(text) if len(text) <= MAX_KEPT else _check(text)
+    except (msgspec.DecodeError, ValueError):
+        pass  # the rules have more to say about it
+    return AddressEntry.from_api_dm(json.loads(text)).to_json()
 
 
 _read_entry = msgspec.json.Decoder(AddressEntry.shape).decode

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping, Sequence
@@ -23,24 +22,6 @@ from addrservice.utils.metrics import Metrics
 from addrservice.utils.tracing import traced
 
 T = TypeVar('T')
-
-Document = dict[str, Any]
-"""An address book entry as JSON has it; see schema/address-book-v1.0.json."""
-
-
-class VersionedDocument(NamedTuple):
-    """The document of an entry, and which version of it."""
-
-    nickname: str
-    version: str
-    json: str
-    """The document as text, as it goes to whoever has asked for it."""
-
-    @property
-    def document(self) -> Document:
-        """The document, each time a new one."""
-        document: Document = json.loads(self.json)
-        return document
 
 
 class Check(NamedTuple):
@@ -162,12 +143,12 @@ class AddressBookService:
         return await self._in_time(self.addr_db.create_address(entry, nickname))
 
     @traced
-    async def get_address(self, nickname: str) -> VersionedDocument:
-        """The document that was put last under that id.
+    async def get_address(self, nickname: str) -> Stored:
+        """What was put last under that id.
 
-        :raises AddressNotFound: there is none.
+        :raises AddressNotFound: there is nothing.
         """
-        return _document(await self._in_time(self.addr_db.read_address(nickname)))
+        return await self._in_time(self.addr_db.read_address(nickname))
 
     @traced
     async def has_address(self, nickname: str) -> bool:
@@ -208,7 +189,7 @@ class AddressBookService:
         return await self._in_time(self.addr_db.count_addresses())
 
     async def get_all_addresses(self, after: str | None = None, limit: int | None = None
-                                ) -> AsyncGenerator[VersionedDocument, None]:
+                                ) -> AsyncGenerator[Stored, None]:
         """Every entry, in id order, in bounded memory.
 
         :param after: start behind this id.
@@ -221,13 +202,12 @@ class AddressBookService:
 
     @traced
     async def get_address_pages(self, after: str | None = None, limit: int | None = None
-                                ) -> AsyncGenerator[Sequence[VersionedDocument], None]:
+                                ) -> AsyncGenerator[Sequence[Stored], None]:
         """As `get_all_addresses`, but several entries at a time."""
         pages = self.addr_db.read_address_pages(after, limit)
         async with contextlib.aclosing(pages):
             while (page := await self._in_time(anext(pages, None))) is not None:
-                yield [VersionedDocument(nickname, version, entry.to_json())
-                       for nickname, version, entry in page]
+                yield page
 
     async def _in_time(self, call: Awaitable[T]) -> T:
         """What a call of the store returns, if it does so in time."""
@@ -280,7 +260,3 @@ def validate(document: object) -> AddressEntry:
     :raises InvalidAddress: it describes none.
     """
     return AddressEntry.from_api_dm(document)
-
-
-def _document(stored: Stored) -> VersionedDocument:
-    return VersionedDocument(stored.nickname, stored.version, stored.entry.to_json())

@@ -116,8 +116,6 @@ def queried(connector: SQLConnector, statement: str, *arguments: object) -> Mapp
 class SQLAddressBookDB(AbstractAddressBookDB):
     """Survives what its database survives. Any number of processes may share one."""
 
-    page_size = 128  # a page of a hundred, and one more that tells whether there are more
-
     def __init__(self, connector: SQLConnector, logger: logging.Logger) -> None:
         """
         :param connector: to the database; opened and closed by this engine.

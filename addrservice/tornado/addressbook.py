@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import hashlib
+import itertools
 from collections.abc import Sequence
 
 from tornado.web import HTTPError
 
+from addrservice.database.addressbook_db import Stored
 from addrservice.errors import AddressChanged
 from addrservice.tornado.base import BaseRequestHandler
 from addrservice.tornado.conditions import Conditions, etag_of
@@ -45,43 +49,42 @@ class AddressBookRequestHandler(BaseRequestHandler):
 
     head = get
 
-    def compute_etag(self) -> str | None:
-        """A listing that is sent whole has the hash of its body for a tag."""
-        return super(BaseRequestHandler, self).compute_etag()
-
     async def _send_page(self, page: Page, limit: int) -> None:
+        entries: list[Stored] = []
         members: list[str] = []
-        size, last = 0, ''
         # One more than asked for tells whether there are more.
         async with contextlib.aclosing(
                 self.service.get_address_pages(page.after, limit + 1)) as pages:
-            async for entries in pages:
-                already = len(members)
-                room = limit - already if size <= MAX_PAGE_SIZE else 0
-                for last, _, json in entries[:room]:
-                    members.append(f'"{last}":{json}')
-                    size += len(members[-1])
-                    if size > MAX_PAGE_SIZE:
-                        break
-                if len(members) - already < len(entries):
-                    self.set_header('Link', page.link_to_next(self.request.path, last))
+            async for found in pages:
+                entries += found
+                members += [f'"{nickname}":{json}' for nickname, _, json in found]
+                limit = min(limit, _fitting(members))
+                if len(members) > limit:
                     break
-        self.write(f'{{{",".join(members)}}}')
+        link = ''
+        if len(members) > limit:
+            link = page.link_to_next(self.request.path, entries[limit - 1].nickname)
+            put(self._headers, 'Link', link)
+        self.etag = etag_of(_digest(link, [version for _, version, _ in entries[:limit]]))
+        self.finish(f'{{{",".join(members[:limit])}}}')
 
     async def _stream(self, page: Page) -> None:
         pieces: list[str] = []
+        versions: list[str] = []
         separator, size = '{', 1  # the brace at the end
         async with contextlib.aclosing(self.service.get_address_pages(page.after)) as pages:
             async for entries in pages:
-                for nickname, _, json in entries:
+                for nickname, version, json in entries:
+                    versions.append(version)
                     pieces.append(f'{separator}"{nickname}":{json}')
                     separator, size = ',', size + len(pieces[-1])
                     if size > BUFFER_SIZE:
                         await self._send(pieces)
-                        pieces, size = [], 1
+                        pieces, versions, size = [], [], 1
                         if self.request.method == 'HEAD':
                             return
-        self.write(''.join([*pieces, '{}' if separator == '{' else '}']))
+        self.etag = etag_of(_digest('', versions))  # for what is sent whole
+        self.finish(''.join([*pieces, '{}' if separator == '{' else '}']))
 
     async def _send(self, pieces: Sequence[str]) -> None:
         """Sends a part of the answer, and waits until the client has taken it: memory
@@ -158,6 +161,18 @@ class AddressBookEntryRequestHandler(BaseRequestHandler):
         if not conditions.allow_change(entry.version):
             raise _is_not_met()
         return entry.version
+
+
+def _fitting(members: Sequence[str]) -> int:
+    """How many of these are in one page: up to the one that makes it too long."""
+    sizes = list(itertools.accumulate(map(len, members)))
+    return bisect.bisect_right(sizes, MAX_PAGE_SIZE) + 1
+
+
+def _digest(link: str, versions: Sequence[str]) -> str:
+    """What tells one listing from another: all that an answer says follows from it."""
+    state = ' '.join([link, *versions])
+    return hashlib.blake2b(state.encode(), digest_size=8).hexdigest()
 
 
 def _is_not_met() -> AddressChanged:

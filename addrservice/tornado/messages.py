@@ -71,17 +71,20 @@ class Request(httputil.HTTPServerRequest):
         :param connection: takes the answer; with a ``context`` that tells who asks.
         :raises HTTPInputError: its Host or its query string makes no sense.
         """
-        if 'Host' not in headers or '?' in start_line.path:
+        if 'Host' not in headers:
             super().__init__(connection=connection, start_line=start_line, headers=headers)
             return
-        # All that Tornado's constructor sets, for a request without a query string.
+        # All that Tornado's constructor sets.
         self.method, self.uri, self.version = start_line
         self.headers, self.connection = headers, connection
         self.remote_ip, self.protocol = connection.context
         self.host = headers['Host']
         self.host_name = _host_name(self.host)
-        self.path, self.query = start_line.path, ''
+        self.path, _, self.query = start_line.path.partition('?')
         self.arguments, self.query_arguments, self.body_arguments = {}, {}, {}
+        if self.query:
+            for name, values in _arguments(self.query).items():
+                self.arguments[name], self.query_arguments[name] = values[:], values[:]
         self.body, self.files, self.server_connection = b'', {}, None
         self._start_time, self._finish_time = time.time(), None
 
@@ -119,7 +122,20 @@ def _host_name(host: str) -> str:
 
     :raises HTTPInputError: there is none in it.
     """
+    return _as_tornado('/', host).host_name
+
+
+@functools.lru_cache(maxsize=256)
+def _arguments(query: str) -> dict[str, list[bytes]]:
+    """What a query string says, as Tornado understands it; not to be changed.
+
+    :raises HTTPInputError: it makes no sense.
+    """
+    return _as_tornado(f'/?{query}', 'host').arguments
+
+
+def _as_tornado(target: str, host: str) -> httputil.HTTPServerRequest:
+    start_line = httputil.RequestStartLine('GET', target, 'HTTP/1.1')
     headers = Headers()
     headers['Host'] = host
-    start_line = httputil.RequestStartLine('GET', '/', 'HTTP/1.1')
-    return httputil.HTTPServerRequest(start_line=start_line, headers=headers).host_name
+    return httputil.HTTPServerRequest(start_line=start_line, headers=headers)

@@ -8,7 +8,6 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
-from urllib.parse import urlencode
 
 from tornado.web import HTTPError
 
@@ -45,8 +44,7 @@ class Page(NamedTuple):
 
     def link_to_next(self, path: str, last: str) -> str:
         """The header ``Link`` of a page that ends with that id."""
-        query = urlencode({'limit': self.limit, 'cursor': make_cursor(last)})
-        return f'<{path}?{query}>; rel="next"'
+        return f'<{path}?limit={self.limit}&cursor={make_cursor(last)}>; rel="next"'
 
 
 def make_cursor(nickname: str) -> str:

@@ -22,7 +22,7 @@ from addrservice.datamodel import AddressEntry
 from addrservice.errors import (
     AddressChanged, AddressExists, AddressNotFound, ConfigError, InvalidAddress, StorageError,
     StorageUnavailable)
-from addrservice.service import AddressBookService, VersionedDocument
+from addrservice.service import AddressBookService
 from data import address_data_suite
 from tests.support import DEADLINE, parse_logfmt, quiet_logger, recording_logger
 
@@ -50,7 +50,7 @@ State = tuple[str, str, Document]
 """Nickname, version and document of an entry."""
 
 
-def state_of(entry: VersionedDocument) -> State:
+def state_of(entry: Stored) -> State:
     return entry.nickname, entry.version, entry.document
 
 
@@ -93,7 +93,7 @@ class StubDB(AbstractAddressBookDB):
 
     async def read_address(self, nickname: str) -> Stored:
         await self.answer('read')
-        return Stored('a', VERSION, AddressEntry(full_name='x'))
+        return Stored('a', VERSION, AddressEntry(full_name='x').to_json())
 
     async def update_address(self, nickname: str, entry: AddressEntry,
                              if_version: str | None = None, version: str | None = None) -> str:

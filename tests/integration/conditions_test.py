@@ -23,7 +23,7 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 from tornado.httpclient import HTTPResponse
 
 import data
-from addrservice.service import VersionedDocument
+from addrservice.database.addressbook_db import Stored
 from addrservice.tornado.addressbook import BUFFER_SIZE
 from tests.engines import EngineAppTestCase, new_store
 from tests.support import ServerProcess, on_each_transport
@@ -169,11 +169,11 @@ class IfMatchTests(ConditionsTestCase):
                     self.assertEqual(json.loads(now.body), LARGE)
                     self.assertNotIn(now.headers['Etag'], tags)
 
-    def look_and_be_late(self) -> Callable[[str], Awaitable[VersionedDocument]]:
+    def look_and_be_late(self) -> Callable[[str], Awaitable[Stored]]:
         """Reads an entry; before the reader knows, somebody else has changed it."""
         look = self.service.get_address
 
-        async def look_and_change(nickname: str) -> VersionedDocument:
+        async def look_and_change(nickname: str) -> Stored:
             seen = await look(nickname)
             await self.service.update_address(nickname, LARGE)
             return seen
@@ -313,6 +313,57 @@ class IfNoneMatchTests(ConditionsTestCase):
         before = self.ask('GET', self.book).headers['Etag']
         self.ask('PUT', place, RAGA)
         self.assertEqual(self.ask_if(IF_NONE_MATCH, before, 'GET', self.book).code, 200)
+
+
+class ListingTests(ConditionsTestCase):
+    """A listing that is sent whole has a tag: one as long as it stays what it is."""
+
+    TARGETS = ('/addresses', '/addresses?limit=2')
+
+    def setUp(self) -> None:
+        super().setUp()
+        for name in ('a', 'c'):
+            self.ask('PUT', f'/addresses/{name}', NAMO, **{IF_NONE_MATCH: '*'})
+
+    def tags(self) -> list[str]:
+        """Of each listing, one tag for GET and HEAD."""
+        tags = []
+        for target in self.TARGETS:
+            got, head = (self.ask(method, target) for method in ('GET', 'HEAD'))
+            self.assertRegex(got.headers['Etag'], STRONG_TAG)
+            self.assertEqual(head.headers['Etag'], got.headers['Etag'])
+            tags.append(got.headers['Etag'])
+        return tags
+
+    def test_it_stays_while_nothing_changes_and_a_client_that_has_it_gets_304(self) -> None:
+        tags = self.tags()
+        self.assertEqual(self.tags(), tags)
+        for target, tag in zip(self.TARGETS, tags):
+            for method in ('GET', 'HEAD'):
+                answer = self.ask_if(IF_NONE_MATCH, tag, method, target)
+                self.assertEqual((answer.code, answer.body), (304, b''))
+
+    def test_whatever_changes_gives_each_listing_a_tag_that_it_never_had(self) -> None:
+        seen = [self.tags()]
+        for method, path, document, headers in (
+                ('PUT', 'c', RAGA, {}), ('PUT', 'c', NAMO, {}), ('DELETE', 'a', None, {}),
+                ('PUT', 'a', NAMO, {IF_NONE_MATCH: '*'}), ('PUT', 'b', NAMO, {IF_NONE_MATCH: '*'})):
+            self.ask(method, f'/addresses/{path}', document, **headers)
+            seen.append(self.tags())
+        for tags in zip(*seen):
+            self.assertEqual(len(set(tags)), len(tags))
+
+    def test_a_page_that_is_no_longer_the_last_has_another_tag(self) -> None:
+        before = self.ask('GET', '/addresses?limit=2')
+        self.ask('PUT', '/addresses/d', NAMO, **{IF_NONE_MATCH: '*'})
+        after = self.ask_if(IF_NONE_MATCH, before.headers['Etag'], 'GET', '/addresses?limit=2')
+        self.assertEqual((after.code, after.body), (200, before.body))
+        self.assertIn('Link', after.headers)
+
+    def test_an_empty_book_has_one_tag(self) -> None:
+        for name in ('a', 'c'):
+            self.ask('DELETE', f'/addresses/{name}')
+        self.assertEqual(self.tags(), self.tags())
 
 
 class HeaderTests(ConditionsTestCase):

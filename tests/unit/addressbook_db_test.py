@@ -299,7 +299,7 @@ class StoreTestCase(SuiteBase):
 
     async def assert_stored(self, nickname: str, version: str, full_name: str) -> None:
         """Reading and listing agree that this is there."""
-        expected = Stored(nickname, version, entry_of(full_name))
+        expected = Stored(nickname, version, entry_of(full_name).to_json())
         self.assertEqual(expected, await self.engine.read_address(nickname))
         listed = [stored async for stored in self.engine.read_all_addresses()]
         self.assertIn(expected, listed)
@@ -332,7 +332,7 @@ class EngineContract(StoreTestCase):
         entry = entry_of('Asha Example')
         key = await self.engine.create_address(entry, 'asha')
         self.assertEqual('asha', key.nickname)
-        self.assertEqual(Stored(*key, entry), await self.engine.read_address('asha'))
+        self.assertEqual(Stored(*key, entry.to_json()), await self.engine.read_address('asha'))
         self.assertEqual([('asha', 'Asha Example')], await listing(self.engine))
 
     async def test_create_makes_up_a_name_of_32_hexadecimal_digits_each_time_another(self) -> None:
@@ -693,8 +693,9 @@ class EngineContract(StoreTestCase):
         writer = asyncio.create_task(write())
         while not writer.done():
             names = []
-            async for name, _, entry in self.engine.read_all_addresses():
-                self.assertIn(entry.full_name, (name, 'new', 'updated'))
+            async for stored in self.engine.read_all_addresses():
+                name = stored.nickname
+                self.assertIn(stored.entry.full_name, (name, 'new', 'updated'))
                 names.append(name)
                 await asyncio.sleep(0)
             self.assertEqual(sorted(set(names)), names)
@@ -727,6 +728,7 @@ class EngineContract(StoreTestCase):
         names: list[str] = []
         while page := await listed_names(self.engine, names[-1] if names else None, limit):
             names += page
+            await asyncio.sleep(0)  # as between two requests
         return names
 
     async def test_a_listing_that_is_left_has_let_go_of_the_store(self) -> None:
@@ -836,7 +838,7 @@ class EngineContract(StoreTestCase):
                 self.engine.create_address(entry_of(f'{name} {i}'), name) for i in range(12))
             self.assertEqual(11, results.count(AddressExists))
             (winner,) = [(i, key) for i, key in enumerate(results) if isinstance(key, Key)]
-            self.assertEqual(Stored(*winner[1], entry_of(f'{name} {winner[0]}')),
+            self.assertEqual(Stored(*winner[1], entry_of(f'{name} {winner[0]}').to_json()),
                              await self.engine.read_address(name))
 
     async def test_of_many_deletes_of_one_nickname_one_wins(self) -> None:
@@ -863,7 +865,7 @@ class EngineContract(StoreTestCase):
         key = await self.engine.create_address(entries[0], 'a')
         updates = asyncio.gather(*[self.engine.update_address('a', entry) for entry in entries])
         reads = await asyncio.gather(*[self.engine.read_address('a') for _ in range(8)])
-        states = [Stored('a', *state) for state in zip(
+        states = [Stored('a', version, entry.to_json()) for version, entry in zip(
             [key.version, *await updates], [entries[0], *entries])]
         for stored in [*reads, await self.engine.read_address('a')]:
             self.assertIn(stored, states)
@@ -999,9 +1001,10 @@ class SharedStoreContract(StoreTestCase):
     async def test_what_one_writes_the_other_has_at_once(self) -> None:
         for one, other in (self.engines, reversed(self.engines)):
             key = await one.create_address(entry_of('x'), 'a')
-            self.assertEqual(Stored(*key, entry_of('x')), await other.read_address('a'))
+            self.assertEqual(Stored(*key, entry_of('x').to_json()), await other.read_address('a'))
             version = await other.update_address('a', entry_of('y'))
-            self.assertEqual(Stored('a', version, entry_of('y')), await one.read_address('a'))
+            self.assertEqual(Stored('a', version, entry_of('y').to_json()),
+                             await one.read_address('a'))
             self.assertEqual({'a': version}, await listed_versions(one))
             self.assertEqual([1, 1], [await db.count_addresses() for db in self.engines])
             await one.delete_address('a')

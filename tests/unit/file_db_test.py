@@ -637,7 +637,7 @@ class SharingTests(FileEngineTestCase):
                 await asyncio.wait([refused], timeout=0.1)
             with self.assertRaises(AddressChanged):
                 await refused
-            self.assertEqual(Stored('a', await first, entry_of('y')),
+            self.assertEqual(Stored('a', await first, entry_of('y').to_json()),
                              await self.db.read_address('a'))
             await self.db.delete_address('a')
 
@@ -1302,10 +1302,10 @@ async def count_up(folder: str, nickname: str, times: str) -> None:
 
     async def add_one() -> str:
         while True:
-            _, version, entry = await engine.read_address(nickname)
+            stored = await engine.read_address(nickname)
             with contextlib.suppress(AddressChanged):
                 return await engine.update_address(
-                    nickname, entry_of(f'{int(entry.full_name) + 1}'), version)
+                    nickname, entry_of(f'{int(stored.entry.full_name) + 1}'), stored.version)
 
     say('ready')
     sys.stdin.readline()

@@ -116,7 +116,7 @@ class EntryTests(SQLEngineTestCase):
 
     async def test_read_is_one_statement_and_has_the_version_beside_the_entry(self) -> None:
         self.answer(row=(OLD, TEXT))
-        self.assertEqual(Stored('a', OLD, ENTRY), await self.db.read_address('a'))
+        self.assertEqual(Stored('a', OLD, ENTRY.to_json()), await self.db.read_address('a'))
         self.assert_asked(mock.call.fetch_row(READ, 'a'))
 
     async def test_read_without_a_row_finds_no_entry(self) -> None:
@@ -416,7 +416,8 @@ class ListingTests(SQLEngineTestCase):
     async def test_a_listing_that_is_given_up_asks_no_more(self) -> None:
         self.answer(pages=[page_of(['a', 'b']), page_of(['c'])])
         listing = self.db.read_all_addresses()
-        self.assertEqual(Stored('a', OLD, AddressEntry(full_name='a')), await anext(listing))
+        self.assertEqual(Stored('a', OLD, AddressEntry(full_name='a').to_json()),
+                         await anext(listing))
         await listing.aclose()
         self.connector.fetch.assert_awaited_once()
 
