@@ -25,7 +25,6 @@ from addrservice.tornado.conditions import TaggingGZip
 from addrservice.tornado.diagnosis import (
     LoggerRequestHandler, LoggersRequestHandler, ProfileRequestHandler, RequestRequestHandler,
     RequestsRequestHandler, TasksRequestHandler)
-from addrservice.tornado.messages import WholeBody
 from addrservice.tornado.monitor import HealthRequestHandler, ReadinessRequestHandler
 from addrservice.tornado.telemetry import Telemetry
 from addrservice.utils.metrics import Metrics
@@ -112,16 +111,16 @@ class HandlerDelegate(httputil.HTTPMessageDelegate):
 
     def __init__(self, application: tornado.web.Application, request: httputil.HTTPServerRequest,
                  handler_class: type[BaseRequestHandler], arguments: Mapping[str, Any],
-                 path_args: Sequence[bytes], path_kwargs: Mapping[str, bytes]) -> None:
+                 path_args: Sequence[bytes]) -> None:
         """
         :param arguments: for the handler's ``initialize``.
-        :param path_args: for its method; so are `path_kwargs`, by name.
+        :param path_args: for its method.
         """
         self._application = application
         self._request = request
         self._handler_class = handler_class
         self._arguments = arguments
-        self._path_args, self._path_kwargs = path_args, path_kwargs
+        self._path_args = path_args
         self._chunks: list[bytes] = []
         self._handler: BaseRequestHandler | None = None
 
@@ -134,13 +133,13 @@ class HandlerDelegate(httputil.HTTPMessageDelegate):
 
     def finish(self) -> None:
         """Starts the handler, now that its request is here."""
-        request, application = self._request, self._application
-        self._handler = handler = self._handler_class(application, request, **self._arguments)
-        body: Any = WholeBody(handler, self._chunks)  # does what Tornado asks of a future there
-        request._body_future = body
-        transforms = [transform(request) for transform in application.transforms]
-        handler.task = asyncio.get_running_loop().create_task(
-            handler._execute(transforms, *self._path_args, **self._path_kwargs))
+        request = self._request
+        request.body = b''.join(self._chunks)
+        self._handler = handler = self._handler_class(
+            self._application, request, **self._arguments)
+        if 'Accept-Encoding' in request.headers:
+            handler._transforms = [TaggingGZip(request)]
+        handler.task = asyncio.get_running_loop().create_task(handler.run(self._path_args))
 
     def on_connection_close(self) -> None:
         if self._handler:
@@ -160,7 +159,7 @@ class RoutedApplication(tornado.web.Application):
         self._arguments = {route: {**self.shared, 'route': route.template} for route in routes}
         super().__init__(default_handler_class=DefaultRequestHandler,
                          default_handler_args=self.shared, log_function=log_request,
-                         transforms=[TaggingGZip], **settings)
+                         **settings)
 
     def find_handler(  # type: ignore[override]  # Tornado names a class of its own
             self, request: httputil.HTTPServerRequest, **kwargs: Any
@@ -170,7 +169,7 @@ class RoutedApplication(tornado.web.Application):
         route, arguments = self.table.find(request.path)
         if route is None:
             return super().find_handler(request, **kwargs)
-        return HandlerDelegate(self, request, route.handler, self._arguments[route], arguments, {})
+        return HandlerDelegate(self, request, route.handler, self._arguments[route], arguments)
 
     def get_handler_delegate(  # type: ignore[override]  # as above
             self, request: httputil.HTTPServerRequest,
@@ -179,7 +178,7 @@ class RoutedApplication(tornado.web.Application):
             path_kwargs: dict[str, bytes] | None = None) -> httputil.HTTPMessageDelegate:
         """Runs a handler for a request."""
         return HandlerDelegate(self, request, target_class, target_kwargs or {},
-                               path_args or [], path_kwargs or {})
+                               path_args or [])
 
     def refuse(self, request: httputil.HTTPServerRequest, error: tornado.web.HTTPError
                ) -> httputil.HTTPMessageDelegate:

@@ -11,13 +11,12 @@ import random
 import sys
 import time
 from asyncio import Future
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import tornado.web
 from tornado import httputil
-from tornado.httputil import ResponseStartLine
 from tornado.iostream import StreamClosedError
 from tornado.util import ObjectDict
 from tornado.web import HTTPError, _UIModuleNamespace
@@ -56,7 +55,6 @@ RETRY_AFTER_SECONDS = (1, 3)
 """Bounds of the random advice on a 503, so that clients do not return as one."""
 
 
-@tornado.web.stream_request_body  # keeps Tornado from parsing bodies as forms
 class BaseRequestHandler(tornado.web.RequestHandler):
     """A request handler that speaks JSON and reports how its request ended."""
 
@@ -67,7 +65,6 @@ class BaseRequestHandler(tornado.web.RequestHandler):
     etag: str | None = None
     """The tag of the answer to GET or HEAD, if it has one."""
 
-    _body = b''
     hung_up = False
     task: asyncio.Task[object] | None = None
     """Works for the request; set by who starts it."""
@@ -80,8 +77,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         # All that Tornado's own sets; what only templates need is made when one is rendered.
         self.application, self.request = application, request
         self._headers_written = self._finished = False
-        self._auto_finish = True
-        self._prepared_future = None
+        self._transforms = []
         self.clear()
         request.connection.set_close_callback(  # type: ignore[union-attr]  # says Tornado, too
             self.on_connection_close)
@@ -117,9 +113,44 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         answer, and sets a Content-Type."""
         self._headers = Headers.of({
             'Server': ['addrservice'], 'Date': [http_date(int(time.time()))],
-            'Cache-Control': ['no-store'], 'X-Content-Type-Options': ['nosniff']})
+            'Cache-Control': ['no-store'], 'X-Content-Type-Options': ['nosniff'],
+            'Vary': ['Accept-Encoding']})
         self._write_buffer = []
         self._status_code, self._reason = 200, 'OK'
+
+    async def run(self, path_args: Sequence[bytes]) -> None:
+        """Answers the request, whatever happens. In place of Tornado's `_execute`, which looks
+        for ways to get a body, and for options, that are not used here.
+
+        :param path_args: of the path, for the method.
+        """
+        method = self.request.method
+        try:
+            if method not in self.SUPPORTED_METHODS:
+                raise HTTPError(405)
+            self.path_args = [self.decode_argument(arg) for arg in path_args]
+            self.prepare()
+            answered = getattr(self, method.lower())(*self.path_args)
+            if answered is not None:
+                await answered
+            if not self._finished:
+                self.finish()
+        except asyncio.CancelledError as error:
+            if not self.task or not self.task.cancelling():  # something else that it waited for
+                return self._fail(error)
+            if not self._finished:
+                self._fail(error)  # or the client would wait for ever
+            raise
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        try:
+            self._handle_request_exception(error)
+        except Exception as fault:
+            logutils.log(logging.getLogger('tornado.application'), logging.ERROR,
+                         message='An error could not be answered',
+                         trace=logutils.one_line_trace(fault))
 
     def prepare(self) -> None:
         self.event.enter()
@@ -127,9 +158,6 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         self.admission.work_in(self.task)
         if self.admission.is_overloaded() and not self.is_probe:
             raise errors.Overloaded('There is more to do than this server takes on; try later')
-
-    def data_received(self, chunk: bytes) -> None:
-        self._body += chunk
 
     async def options(self, *args: str, **kwargs: str) -> None:
         """What may be done here (RFC 9110 section 9.3.7)."""
@@ -157,7 +185,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         :raises InvalidJSON: it is not JSON.
         """
         require_json_type(self.request.headers)
-        return parse_json(self._body)
+        return parse_json(self.request.body)
 
     def set_status(self, status_code: int, reason: str | None = None) -> None:
         """Sets the status line; the phrase is the standard one if left out."""
@@ -168,14 +196,23 @@ class BaseRequestHandler(tornado.web.RequestHandler):
             self._reason = STANDARD_PHRASES.get(status_code, 'Unknown')
         self.event.reason = (reason or self._reason) if status_code >= 400 else None
 
+    def write(self, chunk: str | bytes | dict[str, Any]) -> None:
+        """Adds to the answer."""
+        if chunk.__class__ is str and not self._finished:
+            self._write_buffer.append(chunk.encode())
+        else:
+            super().write(chunk)
+
     def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> Future[None]:
-        """Ends the request; called by Tornado if nobody else does. An answer that is sent whole
-        goes the short way, which does what Tornado's own does, and asks less."""
+        """Ends the request. An answer that is whole goes the short way, which does what
+        Tornado's own does, and asks less."""
         if chunk is not None:
             self.write(chunk)
-        if self._headers_written or self._finished or hasattr(self, '_new_cookie'):
+        # Ours; on a connection of Tornado's, all goes Tornado's way.
+        send = getattr(self.request.connection, 'answer', None)
+        if not send or self._headers_written or self._finished or hasattr(self, '_new_cookie'):
             return super().finish()
-        sent = self._send_whole(self._whole_body())
+        sent = self._send_whole(self._whole_body(), send)
         self._log()
         self._finished = True
         self.on_finish()
@@ -198,28 +235,19 @@ class BaseRequestHandler(tornado.web.RequestHandler):
             self._clear_representation_headers()
         return body
 
-    def _send_whole(self, body: bytes) -> Future[None]:
+    def _send_whole(self, body: bytes, send: Callable[..., Future[None]]) -> Future[None]:
         self._headers_written = True
         for transform in self._transforms:
             self._status_code, self._headers, body = transform.transform_first_chunk(
                 self._status_code, self._headers, body, True)
-        connection = self.request.connection
-        assert connection is not None
-        connection.set_close_callback(None)  # type: ignore[attr-defined]  # says Tornado, too
-        sent = connection.write_headers(
-            ResponseStartLine('', self._status_code, self._reason), self._headers,
-            b'' if self.request.method == 'HEAD' else body)
-        connection.finish()
-        return sent
-
-    def compute_etag(self) -> str | None:
-        """The tag of an answer to GET and HEAD; called by Tornado at the end."""
-        return self.etag
+        self.request.connection.set_close_callback(None)  # type: ignore  # says Tornado, too
+        return send(self._status_code, self._reason, self._headers,
+                    b'' if self.request.method == 'HEAD' else body)
 
     def set_etag_header(self) -> None:
-        """Called by Tornado at the end."""
-        if etag := self.compute_etag():
-            put(self._headers, 'Etag', etag)
+        """Gives an answer to GET and HEAD its tag; called at the end, by Tornado, too."""
+        if self.etag:
+            put(self._headers, 'Etag', self.etag)
 
     def check_etag_header(self) -> bool:
         """Whether the client has that answer, so that it is 304; called by Tornado."""
@@ -357,7 +385,7 @@ def log_request(handler: tornado.web.RequestHandler) -> None:
         event.status, event.reason = 499, CLIENT_CLOSED_REQUEST
     event.time_ms = round(1000 * handler.request.request_time(), 3)
     event.body_bytes_sent = getattr(connection, 'body_bytes_sent', None)
-    event.body_bytes_received = getattr(connection, 'body_bytes_received', len(handler._body))
+    event.body_bytes_received = getattr(connection, 'body_bytes_received', 0)
     handler.admission.leave(handler.is_probe, handler.task)
     handler.telemetry.ended(event)
 

@@ -114,9 +114,7 @@ class TaggingGZip(tornado.web.GZipContentEncoding):
 
     def transform_first_chunk(self, status_code: int, headers: httputil.HTTPHeaders, chunk: bytes,
                               finishing: bool) -> tuple[int, httputil.HTTPHeaders, bytes]:
-        if not self._gzipping and 'Vary' not in headers:  # as nearly always
-            headers['Vary'] = 'Accept-Encoding'
-            return status_code, headers, chunk
+        del headers['Vary']  # all answers have it; Tornado adds to it
         status_code, headers, chunk = super().transform_first_chunk(
             status_code, headers, chunk, finishing)
         if 'Content-Encoding' in headers and 'Etag' in headers:

@@ -98,6 +98,21 @@ class Exchange(httputil.HTTPConnection):
         data = head.encode('latin-1')
         return self._send(data + self._framed(chunk) if chunk else data)
 
+    def answer(self, status: int, reason: str, headers: Headers, body: bytes
+               ) -> asyncio.Future[None]:
+        """Sends an answer that is whole, in one piece, and ends: as `write_headers` and
+        `finish` do, where nothing is to be found out about its length.
+
+        :param headers: with Content-Length, if there can be a body.
+        :param body: nothing where none is sent, as to HEAD.
+        """
+        self._say_whether_it_closes(headers)
+        self.body_bytes_sent = len(body)
+        head = f'HTTP/1.1 {status} {reason}\r\n{headers.lines()}\r\n'
+        sent = self._send(head.encode('latin-1') + body)
+        self._end_after(sent)
+        return sent
+
     def write(self, chunk: bytes) -> asyncio.Future[None]:
         return self._send(self._framed(chunk))
 
@@ -106,10 +121,7 @@ class Exchange(httputil.HTTPConnection):
             self._break_off(f'{self._body_left} bytes less than Content-Length')
         if self._chunked:
             self._send(b'0\r\n\r\n')
-        if self._last_write is None or self._last_write.done():
-            self.end()
-        else:
-            self._last_write.add_done_callback(lambda _: self.end())
+        self._end_after(self._last_write)
 
     def send_continue(self) -> None:
         """Tells the client to send the body (RFC 9110 section 15.2.1)."""
@@ -121,6 +133,12 @@ class Exchange(httputil.HTTPConnection):
             self.has_ended = True
             self._on_end(self)
 
+    def _end_after(self, write: asyncio.Future[None] | None) -> None:
+        if write is None or write.done():
+            self.end()
+        else:
+            write.add_done_callback(lambda _: self.end())
+
     def on_hang_up(self) -> None:
         """The client has closed the connection; called by the stream."""
         callback, self._close_callback = self._close_callback, None
@@ -130,21 +148,24 @@ class Exchange(httputil.HTTPConnection):
 
     def _decide_framing(self, status: int, headers: httputil.HTTPHeaders) -> None:
         """How the client learns where the answer ends (RFC 9112 section 6)."""
-        method, _, version = self.request_start_line
+        method = self.request_start_line.method
         has_body = method != 'HEAD' and status not in (204, 304) and status >= 200
         if not has_body:
             self._body_left = 0
         elif 'Content-Length' in headers:
             self._body_left = int(headers['Content-Length'])
-        elif version != 'HTTP/1.0':
+        elif self.request_start_line.version != 'HTTP/1.0':
             self._chunked = True
             headers['Transfer-Encoding'] = 'chunked'
         else:
             self.close_after = True
+        self._say_whether_it_closes(headers)
+
+    def _say_whether_it_closes(self, headers: httputil.HTTPHeaders) -> None:
         if self.close_after or self.is_draining():
             self.close_after = True
             headers['Connection'] = 'close'
-        elif version == 'HTTP/1.0':
+        elif self.request_start_line.version == 'HTTP/1.0':
             headers['Connection'] = 'keep-alive'
 
     def _break_off(self, fault: str) -> NoReturn:

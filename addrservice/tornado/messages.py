@@ -1,4 +1,4 @@
-"""Tornado's header fields, requests and bodies, made the short way.
+"""Tornado's header fields and requests, made the short way.
 
 They are what Tornado's own are, and hold the same; their constructors do without what nearly
 no request needs. `tests/unit/messages_test.py` holds them against the originals.
@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import functools
 import time
-import weakref
-from collections.abc import Generator, Sequence
 from typing import Any
 
 from tornado import httputil
 from tornado.httputil import _normalize_header
-from tornado.web import RequestHandler
 
 
 class Headers(httputil.HTTPHeaders):
@@ -87,33 +84,6 @@ class Request(httputil.HTTPServerRequest):
                 self.arguments[name], self.query_arguments[name] = values[:], values[:]
         self.body, self.files, self.server_connection = b'', {}, None
         self._start_time, self._finish_time = time.time(), None
-
-
-class WholeBody:
-    """Stands where Tornado waits for the rest of a body: it has come whole, and is handed
-    over when the handler is prepared for it."""
-
-    def __init__(self, handler: RequestHandler, chunks: Sequence[bytes]) -> None:
-        """
-        :param handler: gets the body in `data_received`.
-        :param chunks: the body.
-        """
-        # Weak, as the handler knows the request, and that this: both would be left to the
-        # garbage collector.
-        self._handler = weakref.ref(handler)
-        self._chunks = chunks
-
-    def done(self) -> bool:
-        """Whether all has come; asked by Tornado when the client hangs up."""
-        return True
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        for chunk in self._chunks:
-            handler = self._handler()
-            assert handler is not None  # it waits for this
-            received = handler.data_received(chunk)
-            if received is not None:
-                yield from received.__await__()
 
 
 @functools.lru_cache(maxsize=256)

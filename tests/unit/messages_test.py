@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 import unittest
-import weakref
-from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from tornado import httputil
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 from addrservice.tornado.exchange import Peer
-from addrservice.tornado.messages import Headers, Request, WholeBody, put
+from addrservice.tornado.messages import Headers, Request, put
 
 FIELDS = (('host', 'example.org'), ('X-Request-ID', 'a'), ('accept', 'x'), ('Accept', 'y'))
 
@@ -108,46 +105,6 @@ class RequestTest(unittest.TestCase):
             with self.subTest(target=target):
                 self.assertEqual((one.query_arguments, one.body_arguments, other.arguments),
                                  (sent, {}, sent))
-
-
-class Receiver:
-    """What of a handler gets a body."""
-
-    def __init__(self, is_slow: bool) -> None:
-        self.is_slow = is_slow
-        self.received: list[bytes] = []
-
-    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        if self.is_slow:
-            return self.take(chunk)
-        self.received.append(chunk)
-        return None
-
-    async def take(self, chunk: bytes) -> None:
-        await asyncio.sleep(0)
-        self.received.append(chunk)
-
-
-class WholeBodyTest(unittest.TestCase):
-    def test_it_is_handed_over_when_it_is_waited_for(self) -> None:
-        for is_slow in (False, True):
-            with self.subTest(is_slow=is_slow):
-                receiver = Receiver(is_slow)
-                body = WholeBody(receiver, [b'a', b'b'])  # type: ignore[arg-type]  # enough of one
-                self.assertEqual((body.done(), receiver.received), (True, []))
-                asyncio.run(self.wait_for(body))
-                self.assertEqual(receiver.received, [b'a', b'b'])
-
-    async def wait_for(self, body: WholeBody) -> None:
-        await body
-
-    def test_it_keeps_no_handler_alive(self) -> None:
-        receiver = Receiver(False)
-        gone = weakref.ref(receiver)
-        body = WholeBody(receiver, [b'a'])  # type: ignore[arg-type]  # as above
-        del receiver
-        self.assertIsNone(gone())
-        self.assertTrue(body.done())
 
 
 if __name__ == '__main__':

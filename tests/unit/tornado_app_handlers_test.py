@@ -31,6 +31,9 @@ from addrservice.tornado.admin import PageRequestHandler
 from addrservice.tornado.app import (
     ADMIN_ROUTES, ROUTES, Route, RoutedApplication, RouteTable)
 from addrservice.tornado.base import BaseRequestHandler
+from addrservice.tornado.connection import HTTPServer
+from addrservice.tornado.listening import limits_of
+from addrservice.tornado.transport import FastConnection
 from tests.support import AddressServiceAppTestCase
 
 
@@ -239,6 +242,10 @@ class AnswerRequestHandler(BaseRequestHandler):
 
     head = post = get
 
+    def _send_whole(self, *args: Any) -> Future[None]:
+        self.settings['sent_whole'].append(self.request.path)
+        return super()._send_whole(*args)
+
 
 class TornadosAnswerRequestHandler(AnswerRequestHandler):
     """Does so, and ends the request as Tornado does."""
@@ -254,8 +261,20 @@ class PageHandler(BaseRequestHandler):
         self.render('page.html')
 
 
+class OwnHTTPServer(HTTPServer):
+    """The service's server, as `AsyncHTTPTestCase` wants to end one."""
+
+    async def close_all_connections(self) -> None:
+        self.close_connections()
+
+
 class FinishTest(AddressServiceAppTestCase):
     """The short way to the end of a request leads where Tornado's own does."""
+
+    def get_http_server(self) -> Any:
+        return OwnHTTPServer(
+            self._app, self.app.refuse, limits_of(self.service.config['server']),
+            self.app.telemetry.connection_refused, FastConnection)
 
     def get_app(self) -> Application:
         super().get_app()
@@ -264,7 +283,7 @@ class FinishTest(AddressServiceAppTestCase):
              Route('/page', PageHandler)],
             self.service, self.app.telemetry, self.app.admission,
             ui_methods={'shout': lambda handler, text: text.upper()},
-            template_loader=DictLoader({'page.html': '{{ shout("hello") }}'}))
+            sent_whole=[], template_loader=DictLoader({'page.html': '{{ shout("hello") }}'}))
 
     def answer(self, path: str, method: str, query: str, headers: dict[str, str]
                ) -> tuple[int, str, list[tuple[str, str]], bytes]:
@@ -290,6 +309,9 @@ class FinishTest(AddressServiceAppTestCase):
                 ours, tornados = (self.answer(path, method, query, headers)
                                   for path in ('/ours', '/tornados'))
                 self.assertEqual(ours, tornados)
+                self.assertEqual(self._app.settings['sent_whole'],
+                                 [] if 'cookie' in query else ['/ours'])
+                self._app.settings['sent_whole'].clear()
 
     def test_a_body_where_none_may_be_is_a_fault_of_ours(self) -> None:
         for path in ('/ours', '/tornados'):
