@@ -8,7 +8,7 @@ import contextvars
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 from addrservice.config import complete_config
 from addrservice.database.addressbook_db import Key, Stored, is_nickname
@@ -215,7 +215,8 @@ class AddressBookService:
         try:
             waits_for = next(steps)
         except StopIteration as end:
-            return cast(T, end.value)  # it did not have to wait, as most reads do not
+            result: T = end.value  # it did not have to wait, as most reads do not
+            return result
         try:
             async with asyncio.timeout(self.timeout):
                 return await _Rest(waits_for, steps)
@@ -249,7 +250,8 @@ def _thrown(steps: Generator[Any, Any, T], error: BaseException) -> Generator[An
     try:
         waits_for = steps.throw(error)
     except StopIteration as end:
-        return cast(T, end.value)
+        result: T = end.value
+        return result
     return (yield from _Rest(waits_for, steps).__await__())
 
 

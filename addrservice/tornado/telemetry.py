@@ -9,7 +9,6 @@ import random
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from tornado import httputil
@@ -36,36 +35,51 @@ def span_name(method: str, route: str | None) -> str:
     return f'{known} {route}' if route else known
 
 
-@dataclass(slots=True)
 class RequestEvent:
     """One request, from its first line to its end."""
 
-    req_id: str
-    method: str
-    uri: str
-    ip: str
-    route: str | None
-    is_probe: bool
-    trace: RequestTrace
-    status: int = 0
-    time_ms: float = 0.0
-    body_bytes_received: int = 0
+    # Of each request, until there is more to tell.
+    status = 0
+    time_ms = 0.0
+    body_bytes_received = 0
     body_bytes_sent: int | None = None
     reason: str | None = None
     detail: str | None = None
     error: BaseException | None = None
     cause: str | None = None
 
-    def identity(self) -> dict[str, object]:
+    def __init__(self, req_id: str, method: str, uri: str, ip: str, route: str | None,
+                 is_probe: bool, trace: RequestTrace) -> None:
+        """
+        :param route: the template of its path; None for an unknown one.
+        :param is_probe: whether an orchestrator asks for its own sake.
+        :param trace: the part that it has in a trace.
+        """
+        self.req_id, self.method, self.uri, self.ip = req_id, method, uri, ip
+        self.route, self.is_probe, self.trace = route, is_probe, trace
+        self.identity: Mapping[str, object] = {
+            'req_id': req_id, 'method': method, 'uri': uri, 'ip': ip,
+            'trace_id': trace.trace_id, 'span_id': trace.span_id}
         """What every line of this request carries."""
-        return {'req_id': self.req_id, 'method': self.method, 'uri': self.uri, 'ip': self.ip,
-                'trace_id': self.trace.trace_id, 'span_id': self.trace.span_id}
 
     def enter(self) -> None:
         """From now on the current task works for this request: its lines carry
         the identity, its spans stand under the request's own."""
-        logutils.set_log_context(**self.identity())
+        logutils.set_log_context(**self.identity)
         self.trace.enter()
+
+    def line(self, shows_traces: bool) -> Mapping[str, Any]:
+        """The fields of its canonical line.
+
+        :param shows_traces: also of what was refused, and is no fault of ours.
+        """
+        trace = None
+        if self.error is not None and (self.status >= 500 or shows_traces):
+            trace = logutils.one_line_trace(self.error)
+        return {
+            **self.identity, 'reason': self.reason, 'message': 'RESPONSE', 'status': self.status,
+            'time_ms': self.time_ms, 'route': self.route, 'bytes': self.body_bytes_sent,
+            'detail': self.detail, 'cause': self.cause, 'trace': trace}
 
 
 class Telemetry:
@@ -140,56 +154,37 @@ class Telemetry:
 
     def report(self, event: RequestEvent) -> None:
         """Reports a request that has ended."""
-        line = self._line(event)
-        self._end_trace(event, line)
-        level = self._level(event)
+        line = event.line(self.debug)
+        try:
+            self.tracing.end(event.trace, line, event.error)
+        except Exception as fault:  # the line, and the count of those under way, must not miss
+            logutils.log(self.logger, logging.ERROR, message='SPANS LOST',
+                         trace=logutils.one_line_trace(fault))
+        level = _level(event)
         if self.logger.isEnabledFor(level):
             logutils.log_text(self.logger, level, _text_of(event) or logutils.logfmt(line))
         if self.metrics:
             self._count(event, self.metrics)
         event.error = None  # its traceback knows the handler: both would be left to the collector
 
-    def _end_trace(self, event: RequestEvent, line: Mapping[str, Any]) -> None:
-        try:
-            self.tracing.end(event.trace, line, event.error)
-        except Exception as fault:  # the line, and the count of those under way, must not miss
-            logutils.log(self.logger, logging.ERROR, message='SPANS LOST',
-                         trace=logutils.one_line_trace(fault))
-
     def _count(self, event: RequestEvent, metrics: Metrics) -> None:
         metrics.request_ended(event.method, event.route, event.status, event.time_ms / 1000,
                               event.body_bytes_received, event.body_bytes_sent,
                               event.trace.trace_id)
+        if event.error is None:
+            return
         if isinstance(event.error, Overloaded):
             metrics.refused('overloaded')
         elif isinstance(event.error, StorageUnavailable):
             metrics.refused('storage_unavailable')
 
-    def _level(self, event: RequestEvent) -> int:
-        if event.status >= 500:
-            return logging.ERROR
-        if event.status >= 400:
-            return logging.WARNING
-        return logging.DEBUG if event.is_probe else logging.INFO
 
-    def _line(self, event: RequestEvent) -> Mapping[str, Any]:
-        return {
-            **event.identity(),
-            'reason': event.reason,
-            'message': 'RESPONSE',
-            'status': event.status,
-            'time_ms': event.time_ms,
-            'route': event.route,
-            'bytes': event.body_bytes_sent,
-            'detail': event.detail,
-            'cause': event.cause,
-            'trace': self._trace(event),
-        }
-
-    def _trace(self, event: RequestEvent) -> str | None:
-        if event.error is None or not (event.status >= 500 or self.debug):
-            return None
-        return logutils.one_line_trace(event.error)
+def _level(event: RequestEvent) -> int:
+    if event.status >= 500:
+        return logging.ERROR
+    if event.status >= 400:
+        return logging.WARNING
+    return logging.DEBUG if event.is_probe else logging.INFO
 
 
 def _text_of(event: RequestEvent) -> str | None:

@@ -93,7 +93,8 @@ class CollectedTracing(RecordedTracing):
         context = otel_context.set_value(_SPANS, spans, context)
         span = self._tracer.start_span(
             name, context, trace.SpanKind.SERVER, start_time=start_time)
-        return RequestTrace(span, self._tracer, context, start_time, spans)
+        tracer = self._tracer if span.is_recording() else None
+        return RequestTrace(span, tracer, context, start_time, spans)
 
     def stop(self) -> None:
         self._collectors.stop(FLUSH_SECONDS)

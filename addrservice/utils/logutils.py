@@ -163,6 +163,15 @@ class TurnStreamHandler(logging.StreamHandler[TextIO]):
     _due_in: asyncio.AbstractEventLoop | None = None
     """The loop that is going to write what waits, if one is."""
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """As any handler's, with two calls in place of seven where nothing is filtered."""
+        if self.filters:
+            return super().handle(record)
+        assert self.lock is not None
+        with self.lock:
+            self.emit(record)
+        return True
+
     def flush(self) -> None:
         """Called for each line; and by `logging` at the end, outside of any loop."""
         try:
@@ -183,7 +192,7 @@ class TurnStreamHandler(logging.StreamHandler[TextIO]):
         self._due_in = None
         try:
             assert self.lock is not None
-            with self.lock:  # as the method of `logging` has it, with two calls in place of seven
+            with self.lock:
                 self.stream.flush()
         except Exception:
             self.handleError(logging.makeLogRecord({'msg': 'Lines could not be written'}))

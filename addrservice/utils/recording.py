@@ -17,7 +17,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from addrservice.utils.metrics import Metrics
-from addrservice.utils.flight_recorder import MAX_TEXT, FlightRecorder, SpanList
+from addrservice.utils.flight_recorder import MAX_TEXT, FlightRecorder, ReadableSpan, SpanList
 from addrservice.utils.tracing import (
     CURRENT_SPAN, Attributes, RequestTrace, Tracing, client_span, context_of, fail)
 
@@ -107,17 +107,24 @@ class RecordedSpan(trace.Span):
                                  trace_flags=ids.trace_flags, trace_state=ids.trace_state)
 
 
-class RequestTracer:
-    """Makes the spans under the one of a request."""
+class RequestTracer(SpanList):
+    """Makes the spans under the one of a request, and keeps them."""
 
-    def __init__(self, ids: trace.SpanContext, spans: SpanList, tell: OnEnd | None) -> None:
+    __slots__ = ('_ids', '_span_id', '_tell')
+
+    def __init__(self, ids: trace.SpanContext, span: RecordedSpan, maximum: int,
+                 tell: OnEnd | None) -> None:
         """
         :param ids: of the request's own span.
-        :param spans: where they are kept.
+        :param span: that span.
+        :param maximum: so many are kept, it among them.
         :param tell: is told of each that ends.
         """
+        self.spans: list[ReadableSpan] = [span]
+        self.maximum = maximum
+        self.dropped = 0
         self._ids = ids
-        self._spans = spans
+        self._span_id = span.span_id
         self._tell = tell
 
     def start_span(self, name: str, context: otel_context.Context, *,
@@ -125,10 +132,13 @@ class RequestTracer:
         """A span under the current one of a context."""
         current = context.get(CURRENT_SPAN)
         # Or of the request's own, where a library has made a span that is none of ours.
-        parent_id = current.span_id if isinstance(current, RecordedSpan) else self._ids.span_id
+        parent_id = current.span_id if isinstance(current, RecordedSpan) else self._span_id
         span = RecordedSpan(self._ids, name, random.getrandbits(64) or 1, parent_id, attributes,
                             time.time_ns(), self._tell)
-        self._spans.append(span)
+        if len(self.spans) < self.maximum:
+            self.spans.append(span)
+        else:
+            self.dropped += 1
         return span
 
 
@@ -166,11 +176,10 @@ class RecordedTracing(Tracing):
     def _record(self, name: str, context: otel_context.Context, ids: trace.SpanContext,
                 start_time: int) -> RequestTrace:
         parent_id = client_span(context).span_id or None if context else None
-        span = RecordedSpan(ids, name, ids.span_id, parent_id, None, start_time, self._tell)
-        spans = SpanList(self._max_spans)
-        spans.append(span)
-        tracer = RequestTracer(ids, spans, self._tell)
-        return RequestTrace(span, tracer, context, start_time, spans)
+        _, span_id, *_ = ids  # a tuple; by its name a field takes a call
+        span = RecordedSpan(ids, name, span_id, parent_id, None, start_time, self._tell)
+        tracer = RequestTracer(ids, span, self._max_spans, self._tell)
+        return RequestTrace(span, tracer, context, start_time, tracer, ids)
 
 
 def _bounded(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,10 @@ _MAX_TRACESTATE_MEMBERS = 32
 CURRENT_SPAN, = trace.set_span_in_context(trace.INVALID_SPAN, otel_context.Context())
 """The name under which a context has its current span."""
 
+_CONTEXT: contextvars.ContextVar[otel_context.Context] = (
+    otel_context._RUNTIME_CONTEXT._current_context)  # type: ignore[attr-defined]
+"""Has the context that `get_current` tells and `attach` sets, by two calls more each."""
+
 _NOTHING_KNOWN = otel_context.Context()
 _NO_SPAN = trace.INVALID_SPAN_CONTEXT
 _SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
@@ -69,29 +73,30 @@ class RequestTrace:
 
     def __init__(self, span: trace.Span, tracer: Tracer | None = None,
                  context: otel_context.Context | None = None, start_time: int = 0,
-                 spans: SpanList | None = None) -> None:
+                 spans: SpanList | None = None, ids: trace.SpanContext | None = None) -> None:
         """
         :param span: of the whole request.
         :param tracer: makes the spans under it; None: there are to be none.
         :param context: what was known before the span.
         :param start_time: of the request, in nanoseconds since the epoch.
         :param spans: where those of the request are kept, if anywhere.
+        :param ids: of the span, if they are known.
         """
         self.span = span
-        self.tracer = tracer if span.is_recording() else None
+        self.tracer = tracer
         self.context = context
         self.start_time = start_time
         self.spans = spans
         # A tuple; by their names its fields take a call each.
-        trace_id, span_id, *_ = span.get_span_context()
+        trace_id, span_id, *_ = ids or span.get_span_context()
         self.trace_id = f'{trace_id:032x}'
         self.span_id = f'{span_id:016x}'
 
     def enter(self) -> None:
         """From now on the current task, and those it starts, work for this request."""
         _TRACER.set(self.tracer)
-        before = otel_context.get_current() if self.context is None else self.context
-        otel_context.attach(_with_span(before, self.span))
+        before = _CONTEXT.get() if self.context is None else self.context
+        _CONTEXT.set(_with_span(before, self.span))
 
 
 class Tracing:
@@ -243,32 +248,30 @@ class _Recipe:
     def start(self, tracer: Tracer, args: Sequence[Any], kwargs: Mapping[str, Any]
               ) -> tuple[trace.Span, otel_context.Context]:
         """A span under the current one, and the context in which it is the current one."""
-        before = otel_context.get_current()
-        attributes = self._made(self._make, args, kwargs) if self._make else self._attributes
+        before, attributes = _CONTEXT.get(), self._attributes
+        if self._make:
+            try:
+                attributes = self._make(*args, **kwargs)
+            except Exception as error:  # looking must not break what is looked at
+                attributes = {'addrservice.attributes_error': type(error).__qualname__}
         span = tracer.start_span(self.name, before, attributes=attributes)
         return span, _with_span(before, span)
-
-    def _made(self, make: Callable[..., Attributes], args: Sequence[Any],
-              kwargs: Mapping[str, Any]) -> Attributes:
-        try:
-            return make(*args, **kwargs)
-        except Exception as error:  # looking must not break what is looked at
-            return {'addrservice.attributes_error': type(error).__qualname__}
 
 
 class _Attached:
     """A context that is the current one while work is done in it; more than once, if need be."""
 
-    __slots__ = ('context', 'token')
+    __slots__ = ('context', 'before')
 
     def __init__(self, context: otel_context.Context) -> None:
         self.context = context
 
     def __enter__(self) -> None:
-        self.token = otel_context.attach(self.context)
+        self.before = _CONTEXT.get()
+        _CONTEXT.set(self.context)
 
     def __exit__(self, *_: object) -> None:
-        otel_context.detach(self.token)
+        _CONTEXT.set(self.before)
 
 
 def _end_failed(span: trace.Span, error: BaseException) -> None:
@@ -283,16 +286,16 @@ def _function(function: Callable[..., Any], how: _Recipe) -> Callable[..., Any]:
         tracer = _TRACER.get()
         if tracer is None:
             return function(*args, **kwargs)
+        before = _CONTEXT.get()
         span, context = how.start(tracer, args, kwargs)
+        _CONTEXT.set(context)
         try:
-            token = otel_context.attach(context)
-            try:
-                result = function(*args, **kwargs)
-            finally:
-                otel_context.detach(token)
+            result = function(*args, **kwargs)
         except BaseException as error:
             _end_failed(span, error)
             raise
+        finally:
+            _CONTEXT.set(before)
         span.end()
         return result
 
@@ -303,16 +306,18 @@ def _coroutine(function: Callable[..., Coroutine[Any, Any, Any]], how: _Recipe
                ) -> Callable[..., Coroutine[Any, Any, Any]]:
 
     async def call(tracer: Tracer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        before = _CONTEXT.get()
         span, context = how.start(tracer, args, kwargs)
+        _CONTEXT.set(context)
         try:
-            token = otel_context.attach(context)
-            try:
-                result = await function(*args, **kwargs)
-            finally:
-                otel_context.detach(token)
+            result = await function(*args, **kwargs)
         except BaseException as error:
             _end_failed(span, error)
             raise
+        finally:
+            # Not by a token, which is good for one context only: a coroutine may be
+            # closed by whoever finds it.
+            _CONTEXT.set(before)
         span.end()
         return result
 

@@ -30,9 +30,13 @@ STRANGE_IDS = ('', ' ', 'a' * 65, 'a b', 'a"b', 'a=b', 'a,b', 'é', 'a\x1f', '..
 
 
 def make_event(status: int = 0, **fields: Any) -> RequestEvent:
-    return RequestEvent(**{
-        'req_id': 'id', 'method': 'GET', 'uri': '/', 'ip': '127.0.0.1', 'route': None,
-        'is_probe': False, 'trace': Tracing().identify({}), 'status': status, **fields})
+    """A request that has ended so."""
+    known = {'req_id': 'id', 'method': 'GET', 'uri': '/', 'ip': '127.0.0.1', 'route': None,
+             'is_probe': False, 'trace': Tracing().identify({})}
+    event = RequestEvent(**{name: fields.pop(name, value) for name, value in known.items()})
+    for name, value in {'status': status, **fields}.items():
+        setattr(event, name, value)
+    return event
 
 
 class RequestIdTest(unittest.TestCase):
