@@ -112,9 +112,9 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         """Begins the answer anew. It replaces Tornado's own, which formats the date for each
         answer, and sets a Content-Type."""
         self._headers = Headers.of({
-            'Server': ['addrservice'], 'Date': [http_date(int(time.time()))],
-            'Cache-Control': ['no-store'], 'X-Content-Type-Options': ['nosniff'],
-            'Vary': ['Accept-Encoding']})
+            'Server': 'addrservice', 'Date': http_date(int(time.time())),
+            'Cache-Control': 'no-store', 'X-Content-Type-Options': 'nosniff',
+            'Vary': 'Accept-Encoding'})
         self._write_buffer = []
         self._status_code, self._reason = 200, 'OK'
 
@@ -216,7 +216,8 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         self._log()
         self._finished = True
         self.on_finish()
-        self._break_cycles()
+        if 'ui' in vars(self):
+            self._break_cycles()
         return sent
 
     def _whole_body(self) -> bytes:
@@ -379,13 +380,17 @@ class DefaultRequestHandler(ErrorRequestHandler):
 def log_request(handler: tornado.web.RequestHandler) -> None:
     """Reports the end of a request; Tornado calls it once for each."""
     assert isinstance(handler, BaseRequestHandler)
-    event, connection = handler.event, handler.request.connection
-    event.status = event.status or handler.get_status()
-    if handler.hung_up or (getattr(connection, 'undelivered', False) and event.status < 500):
+    event, request = handler.event, handler.request
+    exchange: Any = request.connection
+    event.status = event.status or handler._status_code
+    if hasattr(exchange, 'undelivered'):  # one of ours
+        event.body_bytes_sent = exchange.body_bytes_sent
+        event.body_bytes_received = exchange.body_bytes_received
+        handler.hung_up = handler.hung_up or (exchange.undelivered and event.status < 500)
+    if handler.hung_up:
         event.status, event.reason = 499, CLIENT_CLOSED_REQUEST
-    event.time_ms = round(1000 * handler.request.request_time(), 3)
-    event.body_bytes_sent = getattr(connection, 'body_bytes_sent', None)
-    event.body_bytes_received = getattr(connection, 'body_bytes_received', 0)
+    # Tornado tells how long it has been under way, and keeps since when.
+    event.time_ms = round(1000 * (time.time() - request._start_time), 3)
     handler.admission.leave(handler.is_probe, handler.task)
     handler.telemetry.ended(event)
 

@@ -17,33 +17,64 @@ from tornado.httputil import _normalize_header
 class Headers(httputil.HTTPHeaders):
     """Header fields; none to begin with."""
 
+    _is_shared = False
+    """Whether another one has the same fields, so that they must be copied before a change."""
+
+    _has_many = False
+    """Whether a name may have more than one value."""
+
     def __init__(self) -> None:
         # As in Tornado's constructor, which looks for fields in its arguments then.
         self._as_list = {}
         self._combined_cache = {}
 
     @classmethod
-    def of(cls, fields: dict[str, list[str]]) -> Headers:
+    def of(cls, fields: dict[str, str]) -> Headers:
         """
-        :param fields: for each name its values, known to be good; the names as Tornado writes
-            them: ``Etag``.
+        :param fields: known to be good; their names as Tornado writes them: ``Etag``.
         """
         headers = cls()
-        headers._as_list = fields
+        headers._as_list = {name: [value] for name, value in fields.items()}
+        headers._combined_cache = fields
         return headers
 
     def copy(self) -> Headers:
         copied = Headers()
-        copied._as_list = {name: values[:] for name, values in self._as_list.items()}
+        copied._as_list, copied._combined_cache = self._as_list, self._combined_cache
+        copied._has_many = self._has_many
+        self._is_shared = copied._is_shared = True
         return copied
+
+    def add(self, name: str, value: str, **how: Any) -> None:
+        self._own()
+        self._has_many = self._has_many or name in self
+        super().add(name, value, **how)
+
+    def __setitem__(self, name: str, value: str) -> None:
+        self._own()
+        super().__setitem__(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        self._own()
+        super().__delitem__(name)
+
+    def get_list(self, name: str) -> list[str]:
+        return super().get_list(name)[:]
+
+    def _own(self) -> None:
+        if self._is_shared:
+            self._as_list = {name: values[:] for name, values in self._as_list.items()}
+            self._combined_cache = self._combined_cache.copy()
+            self._is_shared = False
 
     def __contains__(self, name: object) -> bool:
         return _normalize_header(name) in self._as_list
 
     def lines(self) -> str:
         """All fields as they are sent."""
-        return ''.join([f'{name}: {value}\r\n' for name, values in self._as_list.items()
-                        for value in values])
+        if self._has_many or not self._as_list:
+            return ''.join([f'{name}: {value}\r\n' for name, value in self.get_all()])
+        return '\r\n'.join(map(': '.join, self._combined_cache.items())) + '\r\n'
 
     def get(self, name: str, default: Any = None) -> Any:
         """As of any mapping; but no exception is made and caught for a field that is not there."""
@@ -53,6 +84,7 @@ class Headers(httputil.HTTPHeaders):
 def put(headers: httputil.HTTPHeaders, name: str, value: str) -> None:
     """Sets a field as ``headers[name] = value`` does, without a look at the name.
 
+    :param headers: of an answer: nobody has a copy of them.
     :param name: as Tornado writes it: ``Etag``.
     """
     headers._as_list[name] = [value]
@@ -68,15 +100,15 @@ class Request(httputil.HTTPServerRequest):
         :param connection: takes the answer; with a ``context`` that tells who asks.
         :raises HTTPInputError: its Host or its query string makes no sense.
         """
-        if 'Host' not in headers:
+        host = headers._combined_cache.get('Host')
+        if host is None:
             super().__init__(connection=connection, start_line=start_line, headers=headers)
             return
         # All that Tornado's constructor sets.
         self.method, self.uri, self.version = start_line
         self.headers, self.connection = headers, connection
         self.remote_ip, self.protocol = connection.context
-        self.host = headers['Host']
-        self.host_name = _host_name(self.host)
+        self.host, self.host_name = host, _host_name(host)
         self.path, _, self.query = start_line.path.partition('?')
         self.arguments, self.query_arguments, self.body_arguments = {}, {}, {}
         if self.query:

@@ -18,6 +18,10 @@ from addrservice.utils import logutils
 from addrservice.utils.metrics import METHODS, Metrics
 from addrservice.utils.tracing import RequestTrace, Tracing
 
+_WENT_WELL = (
+    'req_id="%s" method="%s" uri="%s" ip="%s" trace_id="%s" span_id="%s" message="RESPONSE" '
+    'status=%s time_ms=%s route="%s" bytes=%s')
+
 _SANE_REQUEST_ID = re.compile(r'[A-Za-z0-9._:-]{1,64}')
 
 
@@ -57,7 +61,7 @@ class RequestEvent:
         """
         self.req_id, self.method, self.uri, self.ip = req_id, method, uri, ip
         self.route, self.is_probe, self.trace = route, is_probe, trace
-        self.identity: Mapping[str, object] = {
+        self.identity: Mapping[str, str] = {
             'req_id': req_id, 'method': method, 'uri': uri, 'ip': ip,
             'trace_id': trace.trace_id, 'span_id': trace.span_id}
         """What every line of this request carries."""
@@ -193,10 +197,8 @@ def _text_of(event: RequestEvent) -> str | None:
     went_well = event.error is None and event.reason is event.detail is event.cause is None
     if not went_well or event.route is None or event.body_bytes_sent is None:
         return None
-    # All that are texts, but for the ids of the trace.
-    if not logutils.is_plain(f'{event.req_id}{event.method}{event.uri}{event.ip}{event.route}'):
+    identity = event.identity.values()
+    if not logutils.is_plain(''.join(identity) + event.route):
         return None
-    return (f'req_id="{event.req_id}" method="{event.method}" uri="{event.uri}" ip="{event.ip}" '
-            f'trace_id="{event.trace.trace_id}" span_id="{event.trace.span_id}" '
-            f'message="RESPONSE" status={event.status} time_ms={event.time_ms} '
-            f'route="{event.route}" bytes={event.body_bytes_sent}')
+    return _WENT_WELL % (
+        *identity, event.status, event.time_ms, event.route, event.body_bytes_sent)

@@ -82,9 +82,10 @@ class TransportStream(asyncio.Protocol):
         self._sent.set_result(None)
 
     def write(self, data: bytes) -> asyncio.Future[None]:
-        if self._transport is None or self.closed():
+        transport = self._transport
+        if self._is_closed or transport is None or transport.is_closing():
             raise StreamClosedError
-        self._transport.write(data)
+        transport.write(data)
         return self._sent
 
     def closed(self) -> bool:

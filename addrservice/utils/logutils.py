@@ -23,11 +23,13 @@ left out, so that nobody can fill a disk with one request."""
 CALLER_FIELDS = ('pathname', 'filename', 'module', 'lineno', 'funcName')
 """Of a record: where in the code it was made, for which the stack has to be looked at."""
 
+RARE_FIELDS = ('relativeCreated', 'exc_info', 'exc_text', 'stack_info', 'args')
+"""Of a record: what is known of each, and hardly ever put in a line as it stands."""
+
 SEND_RECORDS = ('SocketHandler', 'DatagramHandler', 'HTTPHandler', 'QueueHandler')
 """Handlers that send whole records to who knows whom."""
 
 _SRCFILE = logging._srcfile
-_STARTED = time.time()
 
 _SHORT_ESCAPES = {'"': '\\"', '\\': '\\\\', '\n': '\\n', '\r': '\\r', '\t': '\\t'}
 _BARE_KEY = re.compile(r'[A-Za-z_][A-Za-z0-9_.-]*')
@@ -131,13 +133,22 @@ class LogfmtFormatter(logging.Formatter):
     def _uses_time(self) -> bool:
         return self.usesTime()
 
+    @functools.cached_property
+    def _percent_format(self) -> str | None:
+        """The format, if it is one of Python's oldest kind, that each record is merely put in."""
+        style = self._style
+        is_percent = type(style) is logging.PercentStyle and not getattr(style, '_defaults', None)
+        return self._fmt if is_percent else None
+
     def format(self, record: logging.LogRecord) -> str:
         if not isinstance(record.msg, _Logfmt):
             return super().format(_as_logfmt(record))
         record.message = record.msg
         if self._uses_time:
             record.asctime = self.formatTime(record, self.datefmt)
-        return self.formatMessage(record)
+        if self._percent_format is None:
+            return self.formatMessage(record)
+        return self._percent_format % vars(record)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """As everywhere in `logging`; but of the many lines of one second only the first
@@ -208,7 +219,15 @@ def _as_logfmt(record: logging.LogRecord) -> logging.LogRecord:
 
 
 class _BriefRecord(logging.LogRecord):
-    """A record that does not take the path apart that it has not got."""
+    """A record that does not take the path apart that it has not got. Of what no line is going
+    to tell, all records have the same."""
+
+    args = ()
+    pathname = filename = module = funcName = ''
+    lineno = 0
+    exc_info = exc_text = stack_info = None
+    relativeCreated = 0.0
+    thread = threadName = process = processName = None
 
     def __init__(self, name: str, level: int, pathname: str, lineno: int, msg: object, args: Any,
                  exc_info: Any, func: str | None = None, sinfo: str | None = None,
@@ -216,15 +235,11 @@ class _BriefRecord(logging.LogRecord):
         if args or exc_info or sinfo:
             super().__init__(name, level, pathname, lineno, msg, args, exc_info, func, sinfo)
             return
-        # All that the constructor of `logging` sets, where there is nothing but a message.
-        self.name, self.msg, self.args = name, str(msg) if msg is None else msg, args
+        self.name = name
+        self.msg = str(msg) if msg is None else msg
         self.levelno, self.levelname = level, logging.getLevelName(level)
-        self.pathname = self.filename = self.module = self.funcName = ''
-        self.exc_info = self.exc_text = self.stack_info = None
-        self.lineno, self.created = 0, time.time()
-        self.msecs = self.created % 1 * 1000
-        self.relativeCreated = 1000 * (self.created - _STARTED)
-        self.thread = self.threadName = self.process = self.processName = None
+        self.created = now = time.time()
+        self.msecs = now % 1 * 1000
 
 
 def look_up_only_what_is_asked_for(section: Mapping[str, Any]) -> None:
@@ -244,11 +259,11 @@ def look_up_only_what_is_asked_for(section: Mapping[str, Any]) -> None:
                 or any(not _is_known(part) for part in parts))
 
     names_caller, names_thread = is_asked_for(*CALLER_FIELDS), is_asked_for('thread')
-    names_process = is_asked_for('process')
+    names_process, names_others = is_asked_for('process'), is_asked_for(*RARE_FIELDS)
     logging._srcfile = _SRCFILE if names_caller else None
     logging.logThreads = names_thread
     logging.logProcesses = logging.logMultiprocessing = names_process
-    is_brief = not (names_caller or names_thread or names_process)
+    is_brief = not (names_caller or names_thread or names_process or names_others)
     logging.setLogRecordFactory(_BriefRecord if is_brief else logging.LogRecord)
 
 

@@ -41,32 +41,34 @@ class RecordedSpan(trace.Span):
     end_time: int | None = None
     attributes: Mapping[str, Any] | None = None
     status = _UNSET
+    _tell: OnEnd | None = None
+    _own_ids: trace.SpanContext | None = None
 
-    def __init__(self, ids: trace.SpanContext, name: str, span_id: int, parent_id: int | None,
-                 attributes: Attributes | None, start_time: int, tell: OnEnd | None) -> None:
+    def __init__(self, ids: trace.SpanContext, name: str,
+                 parent: RecordedSpan | trace.SpanContext | None, start_time: int) -> None:
         """
         :param ids: of the request's own span.
+        :param parent: what it is under: another of the request, or the client's.
         :param start_time: in nanoseconds since the epoch.
-        :param tell: is told when it has ended.
         """
-        self.name = name
-        self.span_id = span_id
-        self.parent_id = parent_id
-        self.start_time = start_time
-        if attributes:
-            self.attributes = _bounded(attributes)
         # Not the tracer, which knows the list that the span is in: they would be left to the
         # garbage collector together.
         self._ids = ids
-        self._tell = tell
+        self.name = name
+        self._parent = parent
+        self.start_time = start_time
 
     @property
     def parent(self) -> trace.SpanContext | None:
         """The ids of the span that this one is under."""
-        return self._ids_of(self.parent_id) if self.parent_id else None
+        parent = self._parent
+        return parent.get_span_context() if isinstance(parent, RecordedSpan) else parent
 
     def get_span_context(self) -> trace.SpanContext:
-        return self._ids_of(self.span_id)
+        if self._own_ids is None:
+            # Few spans are ever asked. In one step, as threads may ask at once.
+            vars(self).setdefault('_own_ids', _under(self._ids))
+        return self._own_ids or self._ids
 
     def end(self, end_time: int | None = None) -> None:
         if self.end_time is None:
@@ -99,18 +101,11 @@ class RecordedSpan(trace.Span):
                          timestamp: int | None = None, escaped: bool = False) -> None:
         pass  # the request's line has the traceback
 
-    def _ids_of(self, span_id: int) -> trace.SpanContext:
-        ids = self._ids
-        if span_id == ids.span_id:
-            return ids
-        return trace.SpanContext(ids.trace_id, span_id, is_remote=False,
-                                 trace_flags=ids.trace_flags, trace_state=ids.trace_state)
-
 
 class RequestTracer(SpanList):
     """Makes the spans under the one of a request, and keeps them."""
 
-    __slots__ = ('_ids', '_span_id', '_tell')
+    __slots__ = ('_ids', '_span', '_tell')
 
     def __init__(self, ids: trace.SpanContext, span: RecordedSpan, maximum: int,
                  tell: OnEnd | None) -> None:
@@ -124,7 +119,7 @@ class RequestTracer(SpanList):
         self.maximum = maximum
         self.dropped = 0
         self._ids = ids
-        self._span_id = span.span_id
+        self._span = span
         self._tell = tell
 
     def start_span(self, name: str, context: otel_context.Context, *,
@@ -132,9 +127,12 @@ class RequestTracer(SpanList):
         """A span under the current one of a context."""
         current = context.get(CURRENT_SPAN)
         # Or of the request's own, where a library has made a span that is none of ours.
-        parent_id = current.span_id if isinstance(current, RecordedSpan) else self._span_id
-        span = RecordedSpan(self._ids, name, random.getrandbits(64) or 1, parent_id, attributes,
-                            time.time_ns(), self._tell)
+        parent = current if isinstance(current, RecordedSpan) else self._span
+        span = RecordedSpan(self._ids, name, parent, time.time_ns())
+        if attributes:
+            span.attributes = _bounded(attributes)
+        if self._tell:
+            span._tell = self._tell
         if len(self.spans) < self.maximum:
             self.spans.append(span)
         else:
@@ -175,11 +173,17 @@ class RecordedTracing(Tracing):
 
     def _record(self, name: str, context: otel_context.Context, ids: trace.SpanContext,
                 start_time: int) -> RequestTrace:
-        parent_id = client_span(context).span_id or None if context else None
-        _, span_id, *_ = ids  # a tuple; by its name a field takes a call
-        span = RecordedSpan(ids, name, span_id, parent_id, None, start_time, self._tell)
+        parent = client_span(context) if context else None
+        span = RecordedSpan(ids, name, parent if parent and parent.is_valid else None, start_time)
+        span._own_ids, span._tell = ids, self._tell
         tracer = RequestTracer(ids, span, self._max_spans, self._tell)
         return RequestTrace(span, tracer, context, start_time, tracer, ids)
+
+
+def _under(ids: trace.SpanContext) -> trace.SpanContext:
+    """The ids of a span in the same trace."""
+    return trace.SpanContext(ids.trace_id, random.getrandbits(64) or 1, is_remote=False,
+                             trace_flags=ids.trace_flags, trace_state=ids.trace_state)
 
 
 def _bounded(attributes: Mapping[str, Any]) -> dict[str, Any]:

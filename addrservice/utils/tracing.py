@@ -245,10 +245,10 @@ class _Recipe:
         self._make = attributes if callable(attributes) else None
         self._attributes = None if callable(attributes) else attributes
 
-    def start(self, tracer: Tracer, args: Sequence[Any], kwargs: Mapping[str, Any]
-              ) -> tuple[trace.Span, otel_context.Context]:
-        """A span under the current one, and the context in which it is the current one."""
-        before, attributes = _CONTEXT.get(), self._attributes
+    def start(self, tracer: Tracer, before: otel_context.Context, args: Sequence[Any],
+              kwargs: Mapping[str, Any]) -> tuple[trace.Span, otel_context.Context]:
+        """A span under the current one of a context, and one in which it is the current one."""
+        attributes = self._attributes
         if self._make:
             try:
                 attributes = self._make(*args, **kwargs)
@@ -287,7 +287,7 @@ def _function(function: Callable[..., Any], how: _Recipe) -> Callable[..., Any]:
         if tracer is None:
             return function(*args, **kwargs)
         before = _CONTEXT.get()
-        span, context = how.start(tracer, args, kwargs)
+        span, context = how.start(tracer, before, args, kwargs)
         _CONTEXT.set(context)
         try:
             result = function(*args, **kwargs)
@@ -307,7 +307,7 @@ def _coroutine(function: Callable[..., Coroutine[Any, Any, Any]], how: _Recipe
 
     async def call(tracer: Tracer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         before = _CONTEXT.get()
-        span, context = how.start(tracer, args, kwargs)
+        span, context = how.start(tracer, before, args, kwargs)
         _CONTEXT.set(context)
         try:
             result = await function(*args, **kwargs)
@@ -335,7 +335,7 @@ def _generator(function: Callable[..., AsyncGenerator[Any, Any]], how: _Recipe
 
     async def iterate(tracer: Tracer, args: Sequence[Any], kwargs: Mapping[str, Any]
                       ) -> AsyncGenerator[Any, Any]:
-        span, context = how.start(tracer, args, kwargs)
+        span, context = how.start(tracer, _CONTEXT.get(), args, kwargs)
         attached = _Attached(context)
         items = function(*args, **kwargs)
         step = items.__anext__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import unittest
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,23 @@ class HeadersTest(unittest.TestCase):
         self.assertEqual(self.ours.get_list('Accept'), ['x', 'y'])
         self.assertEqual(copied.get_list('Host'), ['example.org'])
 
+    def test_a_copy_of_a_copy_is_one_whichever_is_changed_and_however(self) -> None:
+        changes: tuple[Callable[[Headers], object], ...] = (
+            lambda headers: headers.add('Accept', 'z'), lambda headers: headers.pop('Host'),
+            lambda headers: headers.update({'Host': 'c'}), lambda headers: headers.clear(),
+            lambda headers: headers.setdefault('X', 'y'),
+            lambda headers: headers.get_list('Accept').append('z'),
+            lambda headers: headers.parse_line('Accept: z'))
+        for change in changes:
+            for place in range(3):
+                before = list(self.ours.get_all())
+                one = self.ours.copy()
+                copies = [one, one.copy(), one.copy().copy()]
+                change(copies[place])
+                for headers in [self.ours, *copies[:place], *copies[place + 1:]]:
+                    self.assertEqual(list(headers.get_all()), before)
+                    self.assertEqual(headers['Accept'], 'x,y')
+
     def test_what_is_put_has_replaced_what_was_there(self) -> None:
         self.assertEqual(self.ours['Accept'], 'x,y')  # and is remembered
         put(self.ours, 'Accept', 'z')
@@ -64,8 +82,21 @@ class HeadersTest(unittest.TestCase):
         self.assertEqual(list(self.ours.get_all()), list(self.tornados.get_all()))
 
     def test_their_lines_are_what_is_sent(self) -> None:
-        self.assertEqual(self.ours.lines(), 'Host: example.org\r\nX-Request-Id: a\r\n'
-                                            'Accept: x\r\nAccept: y\r\n')
+        lines = 'Host: example.org\r\nX-Request-Id: a\r\nAccept: x\r\nAccept: y\r\n'
+        self.assertEqual(self.ours.lines(), lines)
+        self.assertEqual(self.ours['Accept'], 'x,y')  # and is remembered
+        for headers in (self.ours, self.ours.copy()):
+            self.assertEqual(headers.lines(), lines)
+        headers = Headers()
+        self.assertEqual(headers.lines(), '')
+        headers['Host'] = 'x'
+        put(headers, 'Etag', '"a"')
+        self.assertEqual(headers.lines(), 'Host: x\r\nEtag: "a"\r\n')
+        del headers['host']
+        self.assertEqual(headers.lines(), 'Etag: "a"\r\n')
+        headers.add('etag', '"b"')
+        self.assertEqual(headers.lines(), 'Etag: "a"\r\nEtag: "b"\r\n')
+        self.assertEqual(Headers.of({'Host': 'x', 'Date': 'y'}).lines(), 'Host: x\r\nDate: y\r\n')
 
     def test_what_is_removed_is_gone(self) -> None:
         del self.ours['Host']
