@@ -109,12 +109,9 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         put(self._headers, 'X-Request-Id', self.event.req_id)
 
     def clear(self) -> None:
-        """Begins the answer anew. It replaces Tornado's own, which formats the date for each
-        answer, and sets a Content-Type."""
-        self._headers = Headers.of({
-            'Server': 'addrservice', 'Date': http_date(int(time.time())),
-            'Cache-Control': 'no-store', 'X-Content-Type-Options': 'nosniff',
-            'Vary': 'Accept-Encoding'})
+        """Begins the answer anew, with what all answers have in their header. It replaces
+        Tornado's own, which formats the date for each, and sets a Content-Type."""
+        self._headers = common_headers(int(time.time())).copy()
         self._write_buffer = []
         self._status_code, self._reason = 200, 'OK'
 
@@ -396,13 +393,19 @@ def log_request(handler: tornado.web.RequestHandler) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def http_date(seconds: int) -> str:
-    """A moment as HTTP has it (RFC 9110 section 5.6.7); of the many answers of one second, the
-    first has it looked up.
+def common_headers(seconds: int) -> Headers:
+    """The header fields that every answer begins with; of the many of one second, the first has
+    them made.
 
-    :param seconds: since the epoch.
+    :param seconds: the time, since the epoch.
     """
-    return httputil.format_timestamp(seconds)
+    headers = Headers()
+    headers['Server'] = 'addrservice'
+    headers['Date'] = httputil.format_timestamp(seconds)
+    headers['Cache-Control'] = 'no-store'
+    headers['X-Content-Type-Options'] = 'nosniff'
+    headers['Vary'] = 'Accept-Encoding'
+    return headers
 
 
 def status_of(error: BaseException) -> int:

@@ -17,9 +17,6 @@ from tornado.httputil import _normalize_header
 class Headers(httputil.HTTPHeaders):
     """Header fields; none to begin with."""
 
-    _is_shared = False
-    """Whether another one has the same fields, so that they must be copied before a change."""
-
     _has_many = False
     """Whether a name may have more than one value."""
 
@@ -28,44 +25,23 @@ class Headers(httputil.HTTPHeaders):
         self._as_list = {}
         self._combined_cache = {}
 
-    @classmethod
-    def of(cls, fields: dict[str, str]) -> Headers:
-        """
-        :param fields: known to be good; their names as Tornado writes them: ``Etag``.
-        """
-        headers = cls()
-        headers._as_list = {name: [value] for name, value in fields.items()}
-        headers._combined_cache = fields
-        return headers
-
     def copy(self) -> Headers:
         copied = Headers()
-        copied._as_list, copied._combined_cache = self._as_list, self._combined_cache
-        copied._has_many = self._has_many
-        self._is_shared = copied._is_shared = True
+        # The lists in it are nowhere changed, only replaced.
+        copied._as_list = self._as_list.copy()
+        copied._combined_cache = self._combined_cache.copy()
+        if self._has_many:
+            copied._has_many = True
         return copied
 
     def add(self, name: str, value: str, **how: Any) -> None:
-        self._own()
-        self._has_many = self._has_many or name in self
+        if name in self:
+            self._has_many = True
+            self._as_list[_normalize_header(name)] = self.get_list(name)
         super().add(name, value, **how)
-
-    def __setitem__(self, name: str, value: str) -> None:
-        self._own()
-        super().__setitem__(name, value)
-
-    def __delitem__(self, name: str) -> None:
-        self._own()
-        super().__delitem__(name)
 
     def get_list(self, name: str) -> list[str]:
         return super().get_list(name)[:]
-
-    def _own(self) -> None:
-        if self._is_shared:
-            self._as_list = {name: values[:] for name, values in self._as_list.items()}
-            self._combined_cache = self._combined_cache.copy()
-            self._is_shared = False
 
     def __contains__(self, name: object) -> bool:
         return _normalize_header(name) in self._as_list
@@ -84,7 +60,6 @@ class Headers(httputil.HTTPHeaders):
 def put(headers: httputil.HTTPHeaders, name: str, value: str) -> None:
     """Sets a field as ``headers[name] = value`` does, without a look at the name.
 
-    :param headers: of an answer: nobody has a copy of them.
     :param name: as Tornado writes it: ``Etag``.
     """
     headers._as_list[name] = [value]

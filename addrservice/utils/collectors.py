@@ -29,7 +29,7 @@ from addrservice.utils.metrics import Metrics
 from addrservice.utils.flight_recorder import MAX_TEXT, SpanList, attributes_of, ids_of
 from addrservice.utils.recording import MAX_ATTRIBUTES, SEE_ALL, RecordedTracing
 from addrservice.utils.trace_file import TraceEventFile
-from addrservice.utils.tracing import RequestTrace, context_of
+from addrservice.utils.tracing import Attributes, RequestTrace, context_of
 
 FLUSH_SECONDS = 3.0
 """For what has been collected to be handed over at the end."""
@@ -93,8 +93,12 @@ class CollectedTracing(RecordedTracing):
         context = otel_context.set_value(_SPANS, spans, context)
         span = self._tracer.start_span(
             name, context, trace.SpanKind.SERVER, start_time=start_time)
-        tracer = self._tracer if span.is_recording() else None
-        return RequestTrace(span, tracer, context, start_time, spans)
+        start_span = self._start_span if span.is_recording() else None
+        return RequestTrace(span, start_span, context, start_time, spans)
+
+    def _start_span(self, name: str, context: otel_context.Context,
+                    attributes: Attributes | None) -> trace.Span:
+        return self._tracer.start_span(name, context, attributes=attributes)
 
     def stop(self) -> None:
         self._collectors.stop(FLUSH_SECONDS)

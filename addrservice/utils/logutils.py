@@ -230,8 +230,7 @@ class _BriefRecord(logging.LogRecord):
     thread = threadName = process = processName = None
 
     def __init__(self, name: str, level: int, pathname: str, lineno: int, msg: object, args: Any,
-                 exc_info: Any, func: str | None = None, sinfo: str | None = None,
-                 **_: object) -> None:
+                 exc_info: Any, func: str | None = None, sinfo: str | None = None) -> None:
         if args or exc_info or sinfo:
             super().__init__(name, level, pathname, lineno, msg, args, exc_info, func, sinfo)
             return

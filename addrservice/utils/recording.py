@@ -122,8 +122,8 @@ class RequestTracer(SpanList):
         self._span = span
         self._tell = tell
 
-    def start_span(self, name: str, context: otel_context.Context, *,
-                   attributes: Attributes | None = None) -> RecordedSpan:
+    def start_span(self, name: str, context: otel_context.Context,
+                   attributes: Attributes | None) -> RecordedSpan:
         """A span under the current one of a context."""
         current = context.get(CURRENT_SPAN)
         # Or of the request's own, where a library has made a span that is none of ours.
@@ -177,7 +177,7 @@ class RecordedTracing(Tracing):
         span = RecordedSpan(ids, name, parent if parent and parent.is_valid else None, start_time)
         span._own_ids, span._tell = ids, self._tell
         tracer = RequestTracer(ids, span, self._max_spans, self._tell)
-        return RequestTrace(span, tracer, context, start_time, tracer, ids)
+        return RequestTrace(span, tracer.start_span, context, start_time, tracer, ids)
 
 
 def _under(ids: trace.SpanContext) -> trace.SpanContext:

@@ -14,7 +14,7 @@ import inspect
 import random
 import re
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -49,41 +49,38 @@ _CONTEXT: contextvars.ContextVar[otel_context.Context] = (
 """Has the context that `get_current` tells and `attach` sets, by two calls more each."""
 
 _NOTHING_KNOWN = otel_context.Context()
+_IS_OURS = False  # the SpanContext did not come from another service
 _NO_SPAN = trace.INVALID_SPAN_CONTEXT
 _SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
 _NOT_SAMPLED = trace.TraceFlags(trace.TraceFlags.DEFAULT)
 
 
-class Tracer(Protocol):
-    """What makes spans: the SDK's tracer can, too."""
+StartSpan = Callable[[str, otel_context.Context, Attributes | None], trace.Span]
+"""From a name, a context and attributes to a span under the current one of the context."""
 
-    def start_span(self, name: str, context: otel_context.Context, *,
-                   attributes: Attributes | None) -> trace.Span:
-        """A span under the one that is the current one in a context."""
-
-
-# Set while the work of a request is recorded. Replaced, never changed in place.
-_TRACER: contextvars.ContextVar[Tracer | None] = contextvars.ContextVar('tracer', default=None)
+# Set while the work of a request is recorded.
+_START_SPAN: contextvars.ContextVar[StartSpan | None] = contextvars.ContextVar(
+    'start_span', default=None)
 
 
 class RequestTrace:
     """The part that one request has in a trace: a span of its own, for others to be under."""
 
-    __slots__ = ('span', 'tracer', 'context', 'start_time', 'spans', 'trace_id', 'span_id')
+    __slots__ = ('span', 'start_span', 'context', 'start_time', 'spans', 'trace_id', 'span_id')
 
-    def __init__(self, span: trace.Span, tracer: Tracer | None = None,
+    def __init__(self, span: trace.Span, start_span: StartSpan | None = None,
                  context: otel_context.Context | None = None, start_time: int = 0,
                  spans: SpanList | None = None, ids: trace.SpanContext | None = None) -> None:
         """
         :param span: of the whole request.
-        :param tracer: makes the spans under it; None: there are to be none.
+        :param start_span: makes the spans under it; None: there are to be none.
         :param context: what was known before the span.
         :param start_time: of the request, in nanoseconds since the epoch.
         :param spans: where those of the request are kept, if anywhere.
         :param ids: of the span, if they are known.
         """
         self.span = span
-        self.tracer = tracer
+        self.start_span = start_span
         self.context = context
         self.start_time = start_time
         self.spans = spans
@@ -94,7 +91,7 @@ class RequestTrace:
 
     def enter(self) -> None:
         """From now on the current task, and those it starts, work for this request."""
-        _TRACER.set(self.tracer)
+        _START_SPAN.set(self.start_span)
         before = _CONTEXT.get() if self.context is None else self.context
         _CONTEXT.set(_with_span(before, self.span))
 
@@ -132,11 +129,10 @@ class Tracing:
         parent = client_span(context)
         if parent is _NO_SPAN or not parent.is_valid:
             flags = _SAMPLED if random.random() < self._sample_ratio else _NOT_SAMPLED
-            return trace.SpanContext(random.getrandbits(128) or 1, random.getrandbits(64) or 1,
-                                     is_remote=False, trace_flags=flags)
-        return trace.SpanContext(
-            parent.trace_id, random.getrandbits(64) or 1, is_remote=False,
-            trace_flags=parent.trace_flags, trace_state=parent.trace_state)
+            return trace.SpanContext(
+                random.getrandbits(128) or 1, random.getrandbits(64) or 1, _IS_OURS, flags)
+        return trace.SpanContext(parent.trace_id, random.getrandbits(64) or 1, _IS_OURS,
+                                 parent.trace_flags, parent.trace_state)
 
     def end(self, request: RequestTrace, line: Mapping[str, Any], error: BaseException | None
             ) -> None:
@@ -245,17 +241,16 @@ class _Recipe:
         self._make = attributes if callable(attributes) else None
         self._attributes = None if callable(attributes) else attributes
 
-    def start(self, tracer: Tracer, before: otel_context.Context, args: Sequence[Any],
-              kwargs: Mapping[str, Any]) -> tuple[trace.Span, otel_context.Context]:
-        """A span under the current one of a context, and one in which it is the current one."""
+    def start(self, start_span: StartSpan, before: otel_context.Context, args: Sequence[Any],
+              kwargs: Mapping[str, Any]) -> trace.Span:
+        """A span under the current one of a context."""
         attributes = self._attributes
         if self._make:
             try:
                 attributes = self._make(*args, **kwargs)
             except Exception as error:  # looking must not break what is looked at
                 attributes = {'addrservice.attributes_error': type(error).__qualname__}
-        span = tracer.start_span(self.name, before, attributes=attributes)
-        return span, _with_span(before, span)
+        return start_span(self.name, before, attributes)
 
 
 class _Attached:
@@ -283,12 +278,12 @@ def _function(function: Callable[..., Any], how: _Recipe) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        tracer = _TRACER.get()
-        if tracer is None:
+        start_span = _START_SPAN.get()
+        if start_span is None:
             return function(*args, **kwargs)
         before = _CONTEXT.get()
-        span, context = how.start(tracer, before, args, kwargs)
-        _CONTEXT.set(context)
+        span = how.start(start_span, before, args, kwargs)
+        _CONTEXT.set(_with_span(before, span))
         try:
             result = function(*args, **kwargs)
         except BaseException as error:
@@ -305,10 +300,10 @@ def _function(function: Callable[..., Any], how: _Recipe) -> Callable[..., Any]:
 def _coroutine(function: Callable[..., Coroutine[Any, Any, Any]], how: _Recipe
                ) -> Callable[..., Coroutine[Any, Any, Any]]:
 
-    async def call(tracer: Tracer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    async def call(start_span: StartSpan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         before = _CONTEXT.get()
-        span, context = how.start(tracer, before, args, kwargs)
-        _CONTEXT.set(context)
+        span = how.start(start_span, before, args, kwargs)
+        _CONTEXT.set(_with_span(before, span))
         try:
             result = await function(*args, **kwargs)
         except BaseException as error:
@@ -324,8 +319,8 @@ def _coroutine(function: Callable[..., Coroutine[Any, Any, Any]], how: _Recipe
     # No coroutine of its own, which would be one more for every call that is not recorded.
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
-        tracer = _TRACER.get()
-        return function(*args, **kwargs) if tracer is None else call(tracer, args, kwargs)
+        start_span = _START_SPAN.get()
+        return function(*args, **kwargs) if start_span is None else call(start_span, args, kwargs)
 
     return wrapper
 
@@ -333,10 +328,11 @@ def _coroutine(function: Callable[..., Coroutine[Any, Any, Any]], how: _Recipe
 def _generator(function: Callable[..., AsyncGenerator[Any, Any]], how: _Recipe
                ) -> Callable[..., AsyncGenerator[Any, Any]]:
 
-    async def iterate(tracer: Tracer, args: Sequence[Any], kwargs: Mapping[str, Any]
+    async def iterate(start_span: StartSpan, args: Sequence[Any], kwargs: Mapping[str, Any]
                       ) -> AsyncGenerator[Any, Any]:
-        span, context = how.start(tracer, _CONTEXT.get(), args, kwargs)
-        attached = _Attached(context)
+        before = _CONTEXT.get()
+        span = how.start(start_span, before, args, kwargs)
+        attached = _Attached(_with_span(before, span))
         items = function(*args, **kwargs)
         step = items.__anext__()
         try:
@@ -360,7 +356,8 @@ def _generator(function: Callable[..., AsyncGenerator[Any, Any]], how: _Recipe
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        tracer = _TRACER.get()
-        return function(*args, **kwargs) if tracer is None else iterate(tracer, args, kwargs)
+        start_span = _START_SPAN.get()
+        return function(*args, **kwargs) if start_span is None else iterate(
+            start_span, args, kwargs)
 
     return wrapper

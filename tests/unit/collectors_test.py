@@ -183,7 +183,7 @@ class SamplingTest(CollectorsTestCase):
     def test_what_nobody_will_see_is_not_recorded(self) -> None:
         request = self.request(self.make({'log': None}, ratio=0))
         self.assertFalse(request.span.is_recording())
-        self.assertIsNone(request.tracer)
+        self.assertIsNone(request.start_span)
 
 
 class MetricsTest(CollectorsTestCase):

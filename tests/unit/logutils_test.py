@@ -26,7 +26,8 @@ from hypothesis import example, given, settings, strategies as st
 from addrservice.config import load_config
 from addrservice.utils import logutils
 from addrservice.utils.logutils import (
-    MAX_VALUE_LENGTH, RARE_FIELDS, LogfmtFormatter, TurnStreamHandler, get_log_context, log, log_line, logfmt,
+    MAX_VALUE_LENGTH, RARE_FIELDS, LogfmtFormatter, TurnStreamHandler, get_log_context, log,
+    log_line, logfmt,
     look_up_only_what_is_asked_for, one_line_trace, set_log_context)
 from tests.support import DEADLINE, ROOT, clear_log_context, parse_logfmt, recording_logger
 

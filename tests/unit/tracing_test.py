@@ -24,7 +24,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from addrservice.utils.logutils import set_log_context
 from addrservice.utils.flight_recorder import ids_of
 from addrservice.utils.tracing import (
-    _Recipe, MAX_DESCRIPTION, RequestTrace, Tracing, context_of, outgoing_headers, traced)
+    _Recipe, MAX_DESCRIPTION, Attributes, RequestTrace, Tracing, context_of, outgoing_headers,
+    traced)
 from tests.support import clear_log_context
 
 TRACE_ID, SPAN_ID = '0af7651916cd43dd8448eb211c80319c', 'b7ad6b7169203331'
@@ -44,13 +45,17 @@ class Recorder:
         """Does it as the work of a request."""
         async def request() -> Any:
             span = self.tracer.start_span('request')
-            RequestTrace(span, self.tracer).enter()
+            RequestTrace(span, self.start_span).enter()
             try:
                 return await work()
             finally:
                 span.end()
 
         return asyncio.run(request())
+
+    def start_span(self, name: str, before: context.Context, attributes: Attributes | None
+                   ) -> trace.Span:
+        return self.tracer.start_span(name, before, attributes=attributes)
 
     def spans(self) -> dict[str, ReadableSpan]:
         return {span.name: span for span in self.exporter.get_finished_spans()}
