@@ -134,7 +134,8 @@ class HandlerDelegate(httputil.HTTPMessageDelegate):
     def finish(self) -> None:
         """Starts the handler, now that its request is here."""
         request = self._request
-        request.body = b''.join(self._chunks)
+        if self._chunks:
+            request.body = b''.join(self._chunks)
         self._handler = handler = self._handler_class(
             self._application, request, **self._arguments)
         if 'Accept-Encoding' in request.headers:

@@ -213,8 +213,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         self._log()
         self._finished = True
         self.on_finish()
-        if 'ui' in vars(self):
-            self._break_cycles()
+        self.ui = None  # type: ignore[assignment]  # as Tornado does: it may know the handler
         return sent
 
     def _whole_body(self) -> bytes:
@@ -238,7 +237,6 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         for transform in self._transforms:
             self._status_code, self._headers, body = transform.transform_first_chunk(
                 self._status_code, self._headers, body, True)
-        self.request.connection.set_close_callback(None)  # type: ignore  # says Tornado, too
         return send(self._status_code, self._reason, self._headers,
                     b'' if self.request.method == 'HEAD' else body)
 

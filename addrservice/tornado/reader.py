@@ -118,7 +118,8 @@ class RequestReader:
         self.input = source
         self.limits = limits
         self.exchange = exchange
-        self.request = _request(exchange, httputil.HTTPHeaders())
+        self.request: httputil.HTTPServerRequest = Request(
+            exchange, exchange.request_start_line, httputil.HTTPHeaders())
         """The request, as far as it is known."""
         self.unread_input = True
         """Whether the client may be sending something that nobody will read."""
@@ -272,13 +273,9 @@ def request_for(exchange: Exchange, start_line: httputil.RequestStartLine,
     if trusted:
         exchange.context = exchange.context._replace(
             remote_ip=client_ip(exchange.context.remote_ip, headers, trusted))
-    request = _request(exchange, headers)
-    exchange.close_after = closes
-    return request
-
-
-def _request(exchange: Exchange, headers: httputil.HTTPHeaders) -> httputil.HTTPServerRequest:
     try:
-        return Request(exchange, exchange.request_start_line, headers)
+        request = Request(exchange, start_line, headers)
     except httputil.HTTPInputError as error:
         raise HTTPError(400, 'The Host or the query string cannot be read') from error
+    exchange.close_after = closes
+    return request

@@ -128,15 +128,15 @@ class Telemetry:
         """
         if self.metrics:
             self.metrics.request_began()
-        method, headers = str(request.method), request.headers
+        method, headers = request.method or '', request.headers
         if is_probe:
             trace = self.tracing.identify(headers)
         else:
             # Tornado tells how long it has been under way, and keeps since when.
             start_time = int(1e9 * request._start_time)
             trace = self.tracing.begin(span_name(method, route), headers, start_time)
-        return RequestEvent(request_id(headers), method, str(request.uri),
-                            str(request.remote_ip), route, is_probe, trace)
+        return RequestEvent(request_id(headers), method, request.uri or '',
+                            request.remote_ip or '', route, is_probe, trace)
 
     def ended(self, event: RequestEvent) -> None:
         """Takes note of the end of a request; to be called once for each. All that have ended
@@ -168,19 +168,19 @@ class Telemetry:
         if self.logger.isEnabledFor(level):
             logutils.log_text(self.logger, level, _text_of(event) or logutils.logfmt(line))
         if self.metrics:
-            self._count(event, self.metrics)
+            self.metrics.request_ended(
+                event.method, event.route, event.status, event.time_ms / 1000,
+                event.body_bytes_received, event.body_bytes_sent, event.trace.trace_id)
+            if event.error is not None:
+                _count_refusal(event.error, self.metrics)
         event.error = None  # its traceback knows the handler: both would be left to the collector
 
-    def _count(self, event: RequestEvent, metrics: Metrics) -> None:
-        metrics.request_ended(event.method, event.route, event.status, event.time_ms / 1000,
-                              event.body_bytes_received, event.body_bytes_sent,
-                              event.trace.trace_id)
-        if event.error is None:
-            return
-        if isinstance(event.error, Overloaded):
-            metrics.refused('overloaded')
-        elif isinstance(event.error, StorageUnavailable):
-            metrics.refused('storage_unavailable')
+
+def _count_refusal(error: BaseException, metrics: Metrics) -> None:
+    if isinstance(error, Overloaded):
+        metrics.refused('overloaded')
+    elif isinstance(error, StorageUnavailable):
+        metrics.refused('storage_unavailable')
 
 
 def _level(event: RequestEvent) -> int:

@@ -30,7 +30,9 @@ class PushedInput(Input):
         super().__init__()
         self.transport: asyncio.Transport | None = None
         """None: there is none yet, or any more."""
-        self._is_paused = False
+        self.is_paused = False
+        """Whether nothing is fetched."""
+
         self._waiter: asyncio.Future[None] | None = None
 
     def push(self, data: bytes) -> None:
@@ -38,8 +40,8 @@ class PushedInput(Input):
         self.buffer += data
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
-        elif self.transport and not self._is_paused and len(self.buffer) > READ_SIZE:
-            self._is_paused = True
+        elif self.transport and not self.is_paused and len(self.buffer) > READ_SIZE:
+            self.is_paused = True
             self.transport.pause_reading()
 
     def end(self) -> None:
@@ -60,8 +62,8 @@ class PushedInput(Input):
 
     def resume(self) -> None:
         """Fetches more, if it was not."""
-        if self._is_paused and self.transport:
-            self._is_paused = False
+        if self.is_paused and self.transport:
+            self.is_paused = False
             self.transport.resume_reading()
 
 
@@ -204,16 +206,18 @@ class FastConnection(Connection):
         :param data: what it is the start of.
         :return: whether it could be; else nothing has happened.
         """
+        start_line, headers, body, closes, size = plain
         exchange = self.exchange(self._has_answered)
         try:
-            request = request_for(exchange, plain.start_line, plain.headers, plain.closes,
-                                  self.limits.trusted_proxies)
+            request = request_for(
+                exchange, start_line, headers, closes, self.limits.trusted_proxies)
         except HTTPError:
             return False
-        if plain.size < len(data):
-            self.input.push(data[plain.size:])
-        exchange.body_bytes_received = len(plain.body)
-        request.body = plain.body
+        if size < len(data):
+            self.input.push(data[size:])
+        if body:
+            exchange.body_bytes_received = len(body)
+            request.body = body
         delegate = self.delegate_of(request, exchange)
         self._on_hang_up = exchange.on_hang_up
         try:
@@ -272,7 +276,8 @@ class FastConnection(Connection):
         """Takes the next request, or closes."""
         if not may_go_on:
             return self.close()
-        self.input.resume()
+        if self.input.is_paused:
+            self.input.resume()
         if self.input.buffer:
             # Not now: who has answered is about to write its line.
             asyncio.get_running_loop().call_soon(self._answer_what_waits)

@@ -165,7 +165,7 @@ class RecordedTracing(Tracing):
         span = request.span
         if not span.is_recording():
             return
-        if line['status'] >= 500 and error is not None:
+        if error is not None and line['status'] >= 500:
             fail(span, error)
         span.end(request.start_time + int(line['time_ms'] * 1_000_000))
         if self.recorder and request.spans:
