@@ -79,8 +79,9 @@ class InMemoryAddressBookDB(AbstractAddressBookDB):
             after = page[-1].nickname
 
     def _page(self, after: str, size: int) -> list[Record]:
-        names = self.records.irange(after, inclusive=(False, True))
-        return [self.records[name] for name in itertools.islice(names, size)]
+        records = self.records
+        names = records.irange(after, inclusive=(False, True))
+        return [records[name] for name in itertools.islice(names, size)]
 
     def _put(self, key: Key, entry: AddressEntry) -> None:
         self.records[key.nickname] = Record(*key, encode_record(entry), place=key.nickname)

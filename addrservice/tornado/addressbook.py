@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from tornado.web import HTTPError
 
-from addrservice.database.addressbook_db import Stored
 from addrservice.errors import AddressChanged
 from addrservice.tornado.base import BaseRequestHandler
 from addrservice.tornado.conditions import Conditions, etag_of
@@ -50,23 +49,24 @@ class AddressBookRequestHandler(BaseRequestHandler):
     head = get
 
     async def _send_page(self, page: Page, limit: int) -> None:
-        entries: list[Stored] = []
-        members: list[str] = []
+        names: list[str] = []
+        versions: list[str] = []
+        documents: list[str] = []
         # One more than asked for tells whether there are more.
         async with contextlib.aclosing(
                 self.service.get_address_pages(page.after, limit + 1)) as pages:
             async for found in pages:
-                entries += found
-                members += [f'"{nickname}":{json}' for nickname, _, json in found]
-                limit = min(limit, _fitting(members))
-                if len(members) > limit:
+                for column, more in zip((names, versions, documents), zip(*found)):
+                    column += more
+                limit = min(limit, _fitting(documents))
+                if len(documents) > limit:
                     break
         link = ''
-        if len(members) > limit:
-            link = page.link_to_next(self.request.path, entries[limit - 1].nickname)
+        if len(documents) > limit:
+            link = page.link_to_next(self.request.path, names[limit - 1])
             put(self._headers, 'Link', link)
-        self.etag = etag_of(_digest(link, [version for _, version, _ in entries[:limit]]))
-        self.finish(f'{{{",".join(members[:limit])}}}')
+        self.etag = etag_of(_digest(link, versions[:limit]))
+        self.finish(_object(names[:limit], documents[:limit]))
 
     async def _stream(self, page: Page) -> None:
         pieces: list[str] = []
@@ -163,10 +163,17 @@ class AddressBookEntryRequestHandler(BaseRequestHandler):
         return entry.version
 
 
-def _fitting(members: Sequence[str]) -> int:
+def _fitting(documents: Sequence[str]) -> int:
     """How many of these are in one page: up to the one that makes it too long."""
-    sizes = list(itertools.accumulate(map(len, members)))
+    sizes = list(itertools.accumulate(map(len, documents)))
     return bisect.bisect_right(sizes, MAX_PAGE_SIZE) + 1
+
+
+def _object(names: Sequence[str], documents: Sequence[str]) -> str:
+    """One JSON object, from names to documents; none of its parts is copied more than once."""
+    openings = itertools.chain(['{"'], itertools.repeat(',"'))
+    parts = zip(openings, names, itertools.repeat('":'), documents)
+    return ''.join([*itertools.chain.from_iterable(parts), '}' if names else '{}'])
 
 
 def _digest(link: str, versions: Sequence[str]) -> str:
