@@ -25,6 +25,7 @@ from addrservice.tornado.conditions import TaggingGZip
 from addrservice.tornado.diagnosis import (
     LoggerRequestHandler, LoggersRequestHandler, ProfileRequestHandler, RequestRequestHandler,
     RequestsRequestHandler, TasksRequestHandler)
+from addrservice.tornado.messages import has
 from addrservice.tornado.monitor import HealthRequestHandler, ReadinessRequestHandler
 from addrservice.tornado.telemetry import Telemetry
 from addrservice.utils.metrics import Metrics
@@ -138,7 +139,7 @@ class HandlerDelegate(httputil.HTTPMessageDelegate):
             request.body = b''.join(self._chunks)
         self._handler = handler = self._handler_class(
             self._application, request, **self._arguments)
-        if 'Accept-Encoding' in request.headers:
+        if has(request.headers, 'Accept-Encoding'):
             handler._transforms = [TaggingGZip(request)]
         handler.task = asyncio.get_running_loop().create_task(handler.run(self._path_args))
 

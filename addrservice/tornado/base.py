@@ -25,7 +25,7 @@ from addrservice import errors
 from addrservice.service import AddressBookService
 from addrservice.tornado.admission import Admission
 from addrservice.tornado.conditions import compressed_etag, is_compressed, read_tags
-from addrservice.tornado.messages import Headers, put
+from addrservice.tornado.messages import Headers, has, put
 from addrservice.tornado.json_body import parse_json, require_json_type, to_json
 from addrservice.tornado.telemetry import Telemetry
 from addrservice.utils import logutils
@@ -247,7 +247,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
 
     def check_etag_header(self) -> bool:
         """Whether the client has that answer, so that it is 304; called by Tornado."""
-        if 'If-None-Match' not in self.request.headers:
+        if not has(self.request.headers, 'If-None-Match'):
             return False
         etag = self._headers.get('Etag')
         tags = read_tags(self.request.headers, 'If-None-Match') if etag else None

@@ -9,6 +9,8 @@ import tornado.web
 from tornado import httputil
 from tornado.web import HTTPError
 
+from addrservice.tornado.messages import has
+
 GZIP_SUFFIX = '-gzip'
 """Tells the tag of a compressed answer from that of the plain one. Both are of
 one version, so either may stand in a condition."""
@@ -63,7 +65,7 @@ class Conditions(NamedTuple):
         """
         :raises HTTPError: 400, a header holds something else than entity tags.
         """
-        if 'If-Match' not in headers and 'If-None-Match' not in headers:
+        if not has(headers, 'If-Match') and not has(headers, 'If-None-Match'):
             return NO_CONDITIONS
         return cls(read_tags(headers, 'If-Match'), read_tags(headers, 'If-None-Match'))
 
@@ -114,7 +116,7 @@ class TaggingGZip(tornado.web.GZipContentEncoding):
 
     def transform_first_chunk(self, status_code: int, headers: httputil.HTTPHeaders, chunk: bytes,
                               finishing: bool) -> tuple[int, httputil.HTTPHeaders, bytes]:
-        del headers['Vary']  # all answers have it; Tornado adds to it
+        headers.pop('Vary', None)  # all answers have it; Tornado would add to it
         status_code, headers, chunk = super().transform_first_chunk(
             status_code, headers, chunk, finishing)
         if 'Content-Encoding' in headers and 'Etag' in headers:

@@ -57,6 +57,14 @@ class Headers(httputil.HTTPHeaders):
         return self[name] if name in self else default
 
 
+def has(headers: httputil.HTTPHeaders, name: str) -> bool:
+    """Whether a field is there, as ``name in headers`` tells, without a look at the name.
+
+    :param name: as Tornado writes it: ``Etag``.
+    """
+    return name in headers._as_list
+
+
 def put(headers: httputil.HTTPHeaders, name: str, value: str) -> None:
     """Sets a field as ``headers[name] = value`` does, without a look at the name.
 

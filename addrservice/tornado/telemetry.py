@@ -14,6 +14,7 @@ from typing import Any
 from tornado import httputil
 
 from addrservice.errors import Overloaded, StorageUnavailable
+from addrservice.tornado.messages import has
 from addrservice.utils import logutils
 from addrservice.utils.metrics import METHODS, Metrics
 from addrservice.utils.tracing import RequestTrace, Tracing
@@ -27,8 +28,8 @@ _SANE_REQUEST_ID = re.compile(r'[A-Za-z0-9._:-]{1,64}')
 
 def request_id(headers: httputil.HTTPHeaders) -> str:
     """The client's own X-Request-ID if it is fit for logs, else a new one."""
-    if 'X-Request-ID' in headers and _SANE_REQUEST_ID.fullmatch(headers['X-Request-ID']):
-        return headers['X-Request-ID']
+    if has(headers, 'X-Request-Id') and _SANE_REQUEST_ID.fullmatch(headers['X-Request-Id']):
+        return headers['X-Request-Id']
     return f'{random.getrandbits(128):032x}'
 
 

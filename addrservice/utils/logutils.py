@@ -107,7 +107,8 @@ def log_text(logger: logging.Logger, level: int, text: str, stacklevel: int = 1)
     if logging._srcfile:
         logger.log(level, message, stacklevel=stacklevel + 1)
     else:  # nobody asks who the caller is
-        logger.handle(logger.makeRecord(logger.name, level, '', 0, message, (), None))
+        record = logging.getLogRecordFactory()(logger.name, level, '', 0, message, (), None)
+        logger.handle(record)
 
 
 def one_line_trace(error: BaseException) -> str:
@@ -146,9 +147,8 @@ class LogfmtFormatter(logging.Formatter):
         record.message = record.msg
         if self._uses_time:
             record.asctime = self.formatTime(record, self.datefmt)
-        if self._percent_format is None:
-            return self.formatMessage(record)
-        return self._percent_format % vars(record)
+        text = self._percent_format
+        return self.formatMessage(record) if text is None else text % vars(record)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """As everywhere in `logging`; but of the many lines of one second only the first

@@ -244,12 +244,12 @@ class _Recipe:
     def start(self, start_span: StartSpan, before: otel_context.Context, args: Sequence[Any],
               kwargs: Mapping[str, Any]) -> trace.Span:
         """A span under the current one of a context."""
-        attributes = self._attributes
-        if self._make:
-            try:
-                attributes = self._make(*args, **kwargs)
-            except Exception as error:  # looking must not break what is looked at
-                attributes = {'addrservice.attributes_error': type(error).__qualname__}
+        if self._make is None:
+            return start_span(self.name, before, self._attributes)
+        try:
+            attributes = self._make(*args, **kwargs)
+        except Exception as error:  # looking must not break what is looked at
+            attributes = {'addrservice.attributes_error': type(error).__qualname__}
         return start_span(self.name, before, attributes)
 
 
