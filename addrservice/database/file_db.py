@@ -67,6 +67,8 @@ class FileAddressBookDB(AbstractAddressBookDB):
     folder; the file system must know links and locks, as local ones do.
     """
 
+    page_size = 50  # each file is read by itself: more at once would only take more memory
+
     def __init__(self, path: str, logger: logging.Logger) -> None:
         """
         :param path: the folder; made, with its parents, when it is not there.

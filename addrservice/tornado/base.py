@@ -382,6 +382,8 @@ def log_request(handler: tornado.web.RequestHandler) -> None:
         event.body_bytes_sent = exchange.body_bytes_sent
         event.body_bytes_received = exchange.body_bytes_received
         handler.hung_up = handler.hung_up or (exchange.undelivered and event.status < 500)
+    else:
+        event.body_bytes_received = len(request.body)
     if handler.hung_up:
         event.status, event.reason = 499, CLIENT_CLOSED_REQUEST
     # Tornado tells how long it has been under way, and keeps since when.

@@ -1288,7 +1288,7 @@ class UpgradeTests(SQLiteTestCase):
         await self.db.start()
         self.assertEqual(len(MIGRATIONS), self.version())
         stored = [stored async for stored in self.db.read_all_addresses()]
-        self.assertEqual([(name, UNVERSIONED, entry_of(name)) for name in names], stored)
+        self.assertEqual([(name, UNVERSIONED, entry_of(name).to_json()) for name in names], stored)
         version = await self.db.update_address('n000', entry_of('new'), UNVERSIONED)
         self.assertEqual(version, (await self.db.read_address('n000')).version)
         await self.db.delete_address('n001', UNVERSIONED)
@@ -1372,7 +1372,8 @@ class OtherProgramTests(SQLiteTestCase):
 
     async def test_what_another_program_writes_is_read_at_once(self) -> None:
         self.insert("'new'", "'{\"full_name\": \"new\"}'")
-        self.assertEqual(('new', UNVERSIONED, entry_of('new')), await self.db.read_address('new'))
+        self.assertEqual(('new', UNVERSIONED, entry_of('new').to_json()),
+                         await self.db.read_address('new'))
         self.execute("DELETE FROM addresses WHERE nickname = 'past'")
         await self.assert_works({'before': 'before', 'new': 'new'})
 
