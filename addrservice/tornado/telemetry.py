@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import logging
+import operator
 import random
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tornado import httputil
@@ -150,15 +152,30 @@ class Telemetry:
 
     def _report_all(self) -> None:
         ended, self._ended = self._ended, []
+        self.report(ended)
+
+    def report(self, ended: Iterable[RequestEvent]) -> None:
+        """Reports requests that have ended."""
+        lines: list[tuple[int, str]] = []
         for event in ended:
             try:
-                self.report(event)
+                lines.append(self._line_of(event))
+                if self.metrics:
+                    _count(event, self.metrics)
             except Exception as fault:  # the others' must not miss
                 asyncio.get_running_loop().call_exception_handler({
                     'message': 'The end of a request could not be told', 'exception': fault})
+            # Its traceback knows the handler: both would be left to the collector.
+            event.error = None
+        for level, group in itertools.groupby(lines, key=operator.itemgetter(0)):
+            if self.logger.isEnabledFor(level):
+                logutils.log_texts(self.logger, level, [text for _, text in group])
 
-    def report(self, event: RequestEvent) -> None:
-        """Reports a request that has ended."""
+    def _line_of(self, event: RequestEvent) -> tuple[int, str]:
+        """Ends the trace of a request.
+
+        :return: the level and the text of its line; the text is empty if nobody wants it.
+        """
         line = event.line(self.debug)
         try:
             self.tracing.end(event.trace, line, event.error)
@@ -166,21 +183,16 @@ class Telemetry:
             logutils.log(self.logger, logging.ERROR, message='SPANS LOST',
                          trace=logutils.one_line_trace(fault))
         level = _level(event)
-        if self.logger.isEnabledFor(level):
-            logutils.log_text(self.logger, level, _text_of(event) or logutils.logfmt(line))
-        if self.metrics:
-            self.metrics.request_ended(
-                event.method, event.route, event.status, event.time_ms / 1000,
-                event.body_bytes_received, event.body_bytes_sent, event.trace.trace_id)
-            if event.error is not None:
-                _count_refusal(event.error, self.metrics)
-        event.error = None  # its traceback knows the handler: both would be left to the collector
+        is_wanted = self.logger.isEnabledFor(level)
+        return level, (_text_of(event) or logutils.logfmt(line)) if is_wanted else ''
 
 
-def _count_refusal(error: BaseException, metrics: Metrics) -> None:
-    if isinstance(error, Overloaded):
+def _count(event: RequestEvent, metrics: Metrics) -> None:
+    metrics.request_ended(event.method, event.route, event.status, event.time_ms / 1000,
+                          event.body_bytes_received, event.body_bytes_sent, event.trace.trace_id)
+    if isinstance(event.error, Overloaded):
         metrics.refused('overloaded')
-    elif isinstance(error, StorageUnavailable):
+    elif isinstance(event.error, StorageUnavailable):
         metrics.refused('storage_unavailable')
 
 

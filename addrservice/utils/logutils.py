@@ -12,7 +12,7 @@ import math
 import re
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TextIO
 
@@ -111,6 +111,36 @@ def log_text(logger: logging.Logger, level: int, text: str, stacklevel: int = 1)
         logger.handle(record)
 
 
+def log_texts(logger: logging.Logger, level: int, texts: Sequence[str]) -> None:
+    """Logs several lines that are logfmt already: each as `log_text` does, and where it goes
+    is found out once for all of them.
+
+    :param level: one that the logger is enabled for.
+    """
+    every = _all_handlers(logger)
+    handlers = [handler for handler in every
+                if isinstance(handler, TurnStreamHandler) and handler.takes_texts]
+    is_usual = handlers == every and not (logging._srcfile or logger.disabled or logger.filters)
+    if not is_usual or not handlers:
+        for text in texts:
+            log_text(logger, level, text, stacklevel=2)
+        return
+    record = logging.getLogRecordFactory()(logger.name, level, '', 0, _Logfmt(), (), None)
+    for handler in handlers:
+        if level >= handler.level:
+            handler.write_texts(record, texts)
+
+
+def _all_handlers(logger: logging.Logger) -> list[logging.Handler]:
+    """Those that get what is logged there, as `logging` finds them."""
+    handlers: list[logging.Handler] = []
+    source: logging.Logger | None = logger
+    while source:
+        handlers += source.handlers
+        source = source.parent if source.propagate else None
+    return handlers
+
+
 def one_line_trace(error: BaseException) -> str:
     """A traceback as text; `logfmt` makes one line of it."""
     return ''.join(traceback.format_exception(error)).rstrip()
@@ -135,11 +165,17 @@ class LogfmtFormatter(logging.Formatter):
         return self.usesTime()
 
     @functools.cached_property
-    def _percent_format(self) -> str | None:
-        """The format, if it is one of Python's oldest kind, that each record is merely put in."""
+    def _percent_format(self) -> str:
+        """The format, if it is one of Python's oldest kind, that each record is merely put in;
+        else nothing."""
         style = self._style
         is_percent = type(style) is logging.PercentStyle and not getattr(style, '_defaults', None)
-        return self._fmt if is_percent else None
+        return self._fmt or '' if is_percent else ''
+
+    @property
+    def writes_lines(self) -> bool:
+        """Whether `lines` does what `format` does for each."""
+        return type(self) is LogfmtFormatter and bool(self._percent_format)
 
     def format(self, record: logging.LogRecord) -> str:
         if not isinstance(record.msg, _Logfmt):
@@ -148,7 +184,20 @@ class LogfmtFormatter(logging.Formatter):
         if self._uses_time:
             record.asctime = self.formatTime(record, self.datefmt)
         text = self._percent_format
-        return self.formatMessage(record) if text is None else text % vars(record)
+        return text % vars(record) if text else self.formatMessage(record)
+
+    def lines(self, record: logging.LogRecord, texts: Iterable[str]) -> list[str]:
+        """Texts that are logfmt already as so many lines.
+
+        :param record: has all that is told with each of them.
+        """
+        fields = vars(record)
+        if self._uses_time:
+            record.asctime = self.formatTime(record, self.datefmt)
+        lines = []
+        for fields['message'] in texts:
+            lines.append(self._percent_format % fields)
+        return lines
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """As everywhere in `logging`; but of the many lines of one second only the first
@@ -173,6 +222,26 @@ class TurnStreamHandler(logging.StreamHandler[TextIO]):
 
     _due_in: asyncio.AbstractEventLoop | None = None
     """The loop that is going to write what waits, if one is."""
+
+    @property
+    def takes_texts(self) -> bool:
+        """Whether `write_texts` does what `handle` does for each."""
+        return (isinstance(self.formatter, LogfmtFormatter) and self.formatter.writes_lines
+                and not self.filters and type(self) is TurnStreamHandler)
+
+    def write_texts(self, record: logging.LogRecord, texts: Iterable[str]) -> None:
+        """Writes several texts that are logfmt already, each as one line.
+
+        :param record: has all that is told with each of them.
+        """
+        assert self.lock is not None and isinstance(self.formatter, LogfmtFormatter)
+        with self.lock:
+            try:
+                lines = self.formatter.lines(record, texts)
+                self.stream.write(self.terminator.join([*lines, '']))
+                self.flush()
+            except Exception:
+                self.handleError(record)
 
     def handle(self, record: logging.LogRecord) -> bool:
         """As any handler's, with two calls in place of seven where nothing is filtered."""

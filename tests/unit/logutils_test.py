@@ -15,7 +15,7 @@ import unittest
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
@@ -27,8 +27,8 @@ from addrservice.config import load_config
 from addrservice.utils import logutils
 from addrservice.utils.logutils import (
     MAX_VALUE_LENGTH, RARE_FIELDS, LogfmtFormatter, TurnStreamHandler, get_log_context, log,
-    log_line, logfmt,
-    look_up_only_what_is_asked_for, one_line_trace, set_log_context)
+    log_line, log_text, log_texts, logfmt, look_up_only_what_is_asked_for, one_line_trace,
+    set_log_context)
 from tests.support import DEADLINE, ROOT, clear_log_context, parse_logfmt, recording_logger
 
 property_test = settings(derandomize=True, deadline=None, database=None, max_examples=300)
@@ -392,6 +392,100 @@ class NoLoopTest(TurnTest):
         self.log(3)
         await asyncio.sleep(0)
         self.assertEqual(''.join(self.stream.written), 'n=1\nn=2\nn=3\n')
+
+
+class Books(NamedTuple):
+    """A logger under another, each with a handler that writes to a stream of its own."""
+
+    upper: logging.Logger
+    lower: logging.Logger
+    handlers: tuple[TurnStreamHandler, TurnStreamHandler]
+    streams: tuple[io.StringIO, io.StringIO]
+
+
+class TellingTimes(LogfmtFormatter):
+    """Somebody's own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f'{super().format(record)} own=true'
+
+
+class TextsTest(unittest.TestCase):
+    """Lines that are logged together are what they are one by one."""
+
+    USUAL = 'time="%(asctime)s" logger="%(name)s" level="%(levelname)s" %(message)s'
+    TEXTS = ('n=1', 'text="%s"', 'n=3')
+
+    def setUp(self) -> None:
+        self.addCleanup(setattr, logging, '_srcfile', logging._srcfile)
+        self.addCleanup(logging.setLogRecordFactory, logging.getLogRecordFactory())
+        look_up_only_what_is_asked_for({})
+        self.enterContext(mock.patch.object(time, 'time', return_value=1_750_000_000.25))
+
+    def make(self) -> Books:
+        upper, lower = logging.Logger('upper'), logging.Logger('lower')
+        lower.parent = upper
+        streams = io.StringIO(), io.StringIO()
+        handlers = TurnStreamHandler(streams[0]), TurnStreamHandler(streams[1])
+        for logger, handler in zip((upper, lower), handlers):
+            handler.setFormatter(LogfmtFormatter(self.USUAL))
+            logger.addHandler(handler)
+        return Books(upper, lower, handlers, streams)
+
+    def written(self, change: Callable[[Books], object], are_together: bool) -> list[str]:
+        """What both streams get."""
+        books = self.make()
+        change(books)
+        if are_together:
+            log_texts(books.lower, logging.INFO, self.TEXTS)
+        else:
+            for text in self.TEXTS:
+                log_text(books.lower, logging.INFO, text)
+        return [stream.getvalue() for stream in books.streams]
+
+    def test_wherever_they_go_and_however_they_look(self) -> None:
+        changes: dict[str, Callable[[Books], object]] = {
+            'nothing': lambda books: None,
+            'level': lambda books: books.handlers[0].setLevel(logging.WARNING),
+            'no way up': lambda books: setattr(books.lower, 'propagate', False),
+            'disabled': lambda books: setattr(books.lower, 'disabled', True),
+            'filter': lambda books: books.lower.addFilter(lambda record: '%' not in record.msg),
+            'filter above': lambda books: books.upper.addFilter(lambda record: False),
+            'filter of a handler': lambda books: books.handlers[1].addFilter(
+                lambda record: '3' not in record.msg),
+            'style': lambda books: books.handlers[0].setFormatter(
+                LogfmtFormatter('{levelname} {message}', style='{')),
+            'date': lambda books: books.handlers[0].setFormatter(
+                LogfmtFormatter(self.USUAL, datefmt='%H')),
+            'no time': lambda books: books.handlers[0].setFormatter(LogfmtFormatter('%(message)s')),
+            'no format': lambda books: books.handlers[0].setFormatter(LogfmtFormatter()),
+            'own formatter': lambda books: books.handlers[0].setFormatter(TellingTimes(self.USUAL)),
+            'usual formatter': lambda books: books.handlers[0].setFormatter(logging.Formatter()),
+            'no formatter': lambda books: books.handlers[0].setFormatter(None),
+            'terminator': lambda books: setattr(books.handlers[0], 'terminator', ';'),
+            'caller': lambda books: setattr(logging, '_srcfile', logutils._SRCFILE)}
+        seen = set()
+        for name, change in changes.items():
+            with self.subTest(name):
+                one_by_one = self.written(change, are_together=False)
+                self.assertEqual(self.written(change, are_together=True), one_by_one)
+                seen.add(tuple(one_by_one))
+        self.assertGreater(len(seen), 8)  # nearly all of them are seen
+
+    def test_usually_there_is_one_record_for_all(self) -> None:
+        books = self.make()
+        with mock.patch.object(LogfmtFormatter, 'format') as format_one:
+            log_texts(books.lower, logging.INFO, self.TEXTS)
+        format_one.assert_not_called()
+        self.assertEqual(books.streams[0].getvalue().count('\n'), len(self.TEXTS))
+
+    def test_what_cannot_be_written_is_told_as_logging_tells_it(self) -> None:
+        books = self.make()
+        books.streams[1].close()
+        with mock.patch.object(books.handlers[1], 'handleError') as told:
+            log_texts(books.lower, logging.INFO, self.TEXTS)
+        told.assert_called_once()
+        self.assertEqual(books.streams[0].getvalue().count('\n'), len(self.TEXTS))
 
 
 class ModuleTest(unittest.TestCase):

@@ -63,7 +63,7 @@ class LineTest(unittest.TestCase):
     def line(self, event: RequestEvent, debug: bool = False) -> tuple[str, dict[str, Any]]:
         """Level and fields of the one line that the end of a request writes."""
         with self.assertLogs('telemetry_test', logging.DEBUG) as logs:
-            Telemetry(logging.getLogger('telemetry_test'), Tracing(), None, debug).report(event)
+            Telemetry(logging.getLogger('telemetry_test'), Tracing(), None, debug).report([event])
         record, = logs.records
         return record.levelname, parse_logfmt(record.getMessage())
 
@@ -115,7 +115,7 @@ class LineTest(unittest.TestCase):
         tracing = Tracing()
         with (self.assertLogs('telemetry_test', logging.DEBUG) as logs,
               unittest.mock.patch.object(tracing, 'end') as end):
-            Telemetry(logging.getLogger('telemetry_test'), tracing, None).report(event)
+            Telemetry(logging.getLogger('telemetry_test'), tracing, None).report([event])
         record, = logs.records
         self.assertEqual((record.filename, record.funcName), ('telemetry.py', 'report'))
         return record.getMessage(), end.call_args.args[1]
@@ -127,7 +127,7 @@ class LineTest(unittest.TestCase):
               unittest.mock.patch.object(tracing, 'end', side_effect=ValueError('a fault'))):
             metrics.request_began()
             Telemetry(logging.getLogger('telemetry_test'), tracing, metrics).report(
-                make_event(200))
+                [make_event(200)])
         lines = [parse_logfmt(record.getMessage()) for record in logs.records]
         self.assertEqual([line['message'] for line in lines], ['SPANS LOST', 'RESPONSE'])
         self.assertIn('ValueError: a fault', lines[0]['trace'])
