@@ -57,7 +57,7 @@ class AddressBookRequestHandler(BaseRequestHandler):
                 self.service.get_address_pages(page.after, limit + 1)) as pages:
             async for found in pages:
                 for column, more in zip((names, versions, documents), zip(*found)):
-                    column += more
+                    column.extend(more)
                 limit = min(limit, _fitting(documents))
                 if len(documents) > limit:
                     break

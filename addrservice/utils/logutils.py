@@ -117,11 +117,8 @@ def log_texts(logger: logging.Logger, level: int, texts: Sequence[str]) -> None:
 
     :param level: one that the logger is enabled for.
     """
-    every = _all_handlers(logger)
-    handlers = [handler for handler in every
-                if isinstance(handler, TurnStreamHandler) and handler.takes_texts]
-    is_usual = handlers == every and not (logging._srcfile or logger.disabled or logger.filters)
-    if not is_usual or not handlers:
+    handlers = _handlers_of_texts(logger) if len(texts) > 1 else []
+    if not handlers:
         for text in texts:
             log_text(logger, level, text, stacklevel=2)
         return
@@ -131,14 +128,19 @@ def log_texts(logger: logging.Logger, level: int, texts: Sequence[str]) -> None:
             handler.write_texts(record, texts)
 
 
-def _all_handlers(logger: logging.Logger) -> list[logging.Handler]:
-    """Those that get what is logged there, as `logging` finds them."""
-    handlers: list[logging.Handler] = []
+def _handlers_of_texts(logger: logging.Logger) -> list[TurnStreamHandler]:
+    """All that get what is logged there, found as `logging` does; none, if one of them has to
+    be given line by line, or somebody has a say in each."""
+    if logging._srcfile or logger.disabled or logger.filters:
+        return []
+    every: list[logging.Handler] = []
     source: logging.Logger | None = logger
     while source:
-        handlers += source.handlers
+        every += source.handlers
         source = source.parent if source.propagate else None
-    return handlers
+    handlers = [handler for handler in every
+                if isinstance(handler, TurnStreamHandler) and handler.takes_texts]
+    return handlers if handlers == every else []
 
 
 def one_line_trace(error: BaseException) -> str:
