@@ -447,6 +447,18 @@ class AddressEntry(Model):
         """
         return cls._folded(checked_json(text))
 
+    @classmethod
+    def from_body(cls, body: bytes) -> Self:
+        """Make an object from a document that is bytes, in the shortest way: what is wrong with
+        it is not told, nor whether all of it is in the object.
+
+        :raises ValueError: it may not be the document of an entry.
+        """
+        try:
+            return cls._folded(_written(_read_entry(body)))
+        except msgspec.DecodeError as error:
+            raise ValueError from error
+
     def to_json(self) -> str:
         """Write the document of this object: one line of JSON, nothing in it without need."""
         return self._text or msgspec.json.encode(self.to_api_dm()).decode()

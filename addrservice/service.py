@@ -257,8 +257,8 @@ def _thrown(steps: Generator[Any, Any, T], error: BaseException) -> Generator[An
 
 @traced
 def validate(document: object) -> AddressEntry:
-    """The entry that a document describes.
+    """The entry that a document describes; an entry is one itself.
 
     :raises InvalidAddress: it describes none.
     """
-    return AddressEntry.from_api_dm(document)
+    return document if isinstance(document, AddressEntry) else AddressEntry.from_api_dm(document)

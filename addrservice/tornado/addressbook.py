@@ -30,7 +30,7 @@ class AddressBookRequestHandler(BaseRequestHandler):
 
     async def post(self) -> None:
         """Adds an entry; ``Location`` says where it is now."""
-        key = await self.service.create_address(self.read_json())
+        key = await self.service.create_address(self.read_entry())
         self.set_status(201)
         put(self._headers, 'Etag', etag_of(key.version))
         # Under the name that was used: the book has two.
@@ -126,14 +126,14 @@ class AddressBookEntryRequestHandler(BaseRequestHandler):
         # Conditions come before the body; the store has the last word.
         if await self.service.has_address(nickname):
             raise _is_not_met()
-        key = await self.service.create_address(self.read_json(), nickname)
+        key = await self.service.create_address(self.read_entry(), nickname)
         self.set_status(201)
         self.set_header('Location', self.request.path.rstrip('/'))
         put(self._headers, 'Etag', etag_of(key.version))
 
     async def _replace(self, nickname: str, conditions: Conditions) -> None:
         if_version = await self._version_to_change(nickname, conditions)
-        version = await self.service.update_address(nickname, self.read_json(), if_version)
+        version = await self.service.update_address(nickname, self.read_entry(), if_version)
         self.set_status(204)
         put(self._headers, 'Etag', etag_of(version))
 

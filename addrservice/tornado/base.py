@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from asyncio import Future
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -26,7 +26,8 @@ from addrservice.service import AddressBookService
 from addrservice.tornado.admission import Admission
 from addrservice.tornado.conditions import compressed_etag, is_compressed, read_tags
 from addrservice.tornado.messages import Headers, has, put
-from addrservice.tornado.json_body import parse_json, require_json_type, to_json
+from addrservice.tornado.json_body import (
+    parse_json, read_entry, require_json_type, to_json)
 from addrservice.tornado.telemetry import Telemetry
 from addrservice.utils import logutils
 
@@ -121,17 +122,8 @@ class BaseRequestHandler(tornado.web.RequestHandler):
 
         :param path_args: of the path, for the method.
         """
-        method = self.request.method
         try:
-            if method not in self.SUPPORTED_METHODS:
-                raise HTTPError(405)
-            self.path_args = [self.decode_argument(arg) for arg in path_args]
-            self.prepare()
-            answered = getattr(self, method.lower())(*self.path_args)
-            if answered is not None:
-                await answered
-            if not self._finished:
-                self.finish()
+            await self._answer(path_args)
         except asyncio.CancelledError as error:
             if not self.task or not self.task.cancelling():  # something else that it waited for
                 return self._fail(error)
@@ -141,6 +133,22 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         except Exception as error:
             self._fail(error)
 
+    async def _answer(self, path_args: Sequence[bytes]) -> None:
+        method = self.request.method
+        if method not in self.SUPPORTED_METHODS:
+            raise HTTPError(405)
+        self.path_args = [self.decode_argument(arg) for arg in path_args]
+        self._cross_origin_protection()
+        prepared = self.prepare()
+        if prepared is not None:
+            await prepared
+        if not self._finished:
+            answered = getattr(self, method.lower())(*self.path_args)
+            if answered is not None:
+                await answered
+        if not self._finished:
+            self.finish()
+
     def _fail(self, error: BaseException) -> None:
         try:
             self._handle_request_exception(error)
@@ -149,12 +157,14 @@ class BaseRequestHandler(tornado.web.RequestHandler):
                          message='An error could not be answered',
                          trace=logutils.one_line_trace(fault))
 
-    def prepare(self) -> None:
+    def prepare(self) -> Awaitable[None] | None:
+        """Called before the method; a handler may override it with a coroutine."""
         self.event.enter()
         assert self.task is not None  # who starts the handler knows it
         self.admission.work_in(self.task)
         if self.admission.is_overloaded() and not self.is_probe:
             raise errors.Overloaded('There is more to do than this server takes on; try later')
+        return None
 
     async def options(self, *args: str, **kwargs: str) -> None:
         """What may be done here (RFC 9110 section 9.3.7)."""
@@ -183,6 +193,15 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         """
         require_json_type(self.request.headers)
         return parse_json(self.request.body)
+
+    def read_entry(self) -> object:
+        """The entry in the request's body, or the document there that is none.
+
+        :raises HTTPError: 415, it is of another type.
+        :raises InvalidJSON: it is not JSON.
+        """
+        require_json_type(self.request.headers)
+        return read_entry(self.request.body)
 
     def set_status(self, status_code: int, reason: str | None = None) -> None:
         """Sets the status line; the phrase is the standard one if left out."""

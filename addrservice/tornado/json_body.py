@@ -11,6 +11,7 @@ import msgspec
 from tornado import httputil
 from tornado.web import HTTPError
 
+from addrservice.datamodel import AddressEntry
 from addrservice.errors import InvalidJSON
 
 JSON_TYPES = ('', 'application/json', 'application/x-www-form-urlencoded')
@@ -55,6 +56,23 @@ def parse_json(body: bytes) -> Any:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass  # the careful parser says what is wrong, and where
     return _parse_with_care(body)
+
+
+def read_entry(body: bytes) -> object:
+    """The entry that a body holds, with nothing lost; or, if it holds none, its document, for
+    the rules to say why.
+
+    :raises InvalidJSON: as in `parse_json`.
+    """
+    try:
+        entry = AddressEntry.from_body(body)
+        as_sent = msgspec.json.format(body, indent=-1)
+        # Members in another order are nothing lost.
+        if entry.to_json().encode() == as_sent or _write(_read(body)) == as_sent:
+            return entry
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        pass  # whoever looks more closely says what is wrong, and where
+    return parse_json(body)
 
 
 def _parse_with_care(body: bytes) -> Any:

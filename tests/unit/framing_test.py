@@ -9,7 +9,7 @@ import json
 import sys
 import unittest
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,9 +22,11 @@ from hypothesis import given, settings, strategies as st
 from tornado.httputil import HTTPHeaders, RequestStartLine
 from tornado.web import HTTPError
 
-from addrservice.errors import InvalidJSON
+from addrservice.datamodel import AddressEntry
+from addrservice.errors import InvalidAddress, InvalidJSON
+from addrservice.service import validate
 from addrservice.tornado import framing, json_body
-from addrservice.tornado.json_body import parse_json, require_json_type
+from addrservice.tornado.json_body import parse_json, read_entry, require_json_type
 from addrservice.tornado.reader import client_ip
 from data import address_data_suite
 
@@ -453,6 +455,58 @@ class JSONTest(unittest.TestCase):
         for headers in BAD_TYPES:
             with self.subTest(headers):
                 assert_refused(self, 415, require_json_type, HTTPHeaders(headers))
+
+
+PLACE = '{"kind":"home","building_name":"b","unit_number":%s,"street_name":"s","locality":"l",' \
+        '"city":"c","province":"p","pincode":"1","country":"c"}'
+NUMBERS = ('1', '1.0', '1.50', '10e1', '1e2', '0.1', '-0.0', '0.30000000000000001', '1e400', 'NaN',
+           '9007199254740993', '12345678901234567890.5', '3.1415926535897931', '2.4999999999999999')
+
+
+def entry_bodies() -> Iterator[bytes]:
+    """Bodies of entries as clients may write them, and of what is nearly one."""
+    for document in address_data_suite().values():
+        backwards = dict(reversed(document.items()))
+        for sent in (document, backwards, {**document, 'full_name': 'É\u2028"\\/'}):
+            for style in ({}, {'indent': 2}, {'separators': (',', ':')}, {'ensure_ascii': False}):
+                yield json.dumps(sent, **style).encode()
+        yield json.dumps({**document, 'more': 1}).encode()
+        yield json.dumps({**document, 'full_name': ' '}).encode()
+    for number in NUMBERS:
+        yield ('{"full_name":"x","addresses":[%s]}' % (PLACE % number)).encode()
+    for text in ('{"full_name":"x","full_name":"x"}', '{"full_name":"x","full_name":"y"}',
+                 '{"full_name":"x"} ', '{"full_name":"x"}x', '{"full_name":"x",}', '[]', '', 'null',
+                 '{"full_name":"\\u0078"}', '{"full_name":"a\\/b"}', '{"full_name":"\\ud800"}',
+                 '\ufeff{"full_name":"x"}', '{"full_name":"\\u0000"}', '[' * 100_000):
+        yield text.encode()
+    yield b'{"full_name":"\xff"}'
+
+
+class EntryTest(unittest.TestCase):
+    """An entry in a body is read the short way, and means what it means to those who look
+    at all of it."""
+
+    def test_it_is_what_the_careful_parser_and_the_rules_make_of_it(self) -> None:
+        for body in entry_bodies():
+            with self.subTest(body=body[:200]):
+                self.assertEqual(self.outcome(read_entry, body),
+                                 self.outcome(json_body._parse_with_care, body))
+
+    def outcome(self, read: Callable[[bytes], object], body: bytes) -> object:
+        """The text that is stored, or all that is said of what is wrong."""
+        try:
+            return validate(read(body)).to_json()
+        except InvalidAddress as error:
+            return error.faults
+        except InvalidJSON as error:
+            return error.detail
+
+    def test_the_short_way_is_the_usual_one(self) -> None:
+        for document in address_data_suite().values():
+            for sent in (document, dict(reversed(document.items()))):
+                with mock.patch.object(json_body, 'parse_json', side_effect=AssertionError):
+                    entry = read_entry(json.dumps(sent, ensure_ascii=False).encode())
+                self.assertIsInstance(entry, AddressEntry)
 
 
 class ClientTest(unittest.TestCase):

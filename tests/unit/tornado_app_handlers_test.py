@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import logging
@@ -20,12 +21,12 @@ if __name__ == '__main__':
 from tornado.httpclient import HTTPResponse
 from tornado.routing import PathMatches, Rule, RuleRouter
 from tornado.template import DictLoader
-from tornado.web import Application, RequestHandler
+from tornado.web import Application, Finish, RequestHandler
 
 import data
 from addrservice import LOGGER_NAME
 from addrservice.errors import (
-    AddressChanged, AddressExists, StorageUnavailable, UnreadableRecord)
+    AddressChanged, AddressExists, AddressNotFound, StorageUnavailable, UnreadableRecord)
 from addrservice.tornado.addressbook import AddressBookRequestHandler
 from addrservice.tornado.admin import PageRequestHandler
 from addrservice.tornado.app import (
@@ -322,6 +323,60 @@ class FinishTest(AddressServiceAppTestCase):
 
     def test_a_template_has_what_the_application_gives_it(self) -> None:
         self.assertEqual(self.ask('GET', '/page').body, b'HELLO')
+
+
+class PreparingHandler(BaseRequestHandler):
+    """Waits before it is asked; and answers then, if its query has an answer."""
+
+    async def prepare(self) -> None:
+        super().prepare()
+        await asyncio.sleep(0)
+        self.set_json_type()
+        if answer := self.get_query_argument('answer', None):
+            self.finish(json.dumps(answer))
+        if self.get_query_argument('fails', None):
+            raise AddressNotFound('not prepared')
+
+    async def get(self) -> None:
+        self.write(json.dumps('asked'))
+
+    post = get
+
+
+class FinishingHandler(BaseRequestHandler):
+    """Ends its request as Tornado's handlers may."""
+
+    async def get(self) -> None:
+        self.set_json_type()
+        raise Finish(json.dumps('finished'))
+
+
+class RunTest(AddressServiceAppTestCase):
+    """A handler is run as Tornado would run it."""
+
+    def get_app(self) -> Application:
+        super().get_app()
+        return RoutedApplication(
+            [Route('/prepare', PreparingHandler), Route('/finish', FinishingHandler)],
+            self.service, self.app.telemetry, self.app.admission, xsrf_cookies=True)
+
+    def test_it_waits_until_it_is_prepared(self) -> None:
+        self.assertEqual(json.loads(self.ask('GET', '/prepare').body), 'asked')
+
+    def test_what_was_answered_while_it_was_prepared_is_not_asked_again(self) -> None:
+        self.assertEqual(json.loads(self.ask('GET', '/prepare?answer=early').body), 'early')
+
+    def test_what_cannot_be_prepared_is_answered_as_every_error_is(self) -> None:
+        response = self.ask('GET', '/prepare?fails=true')
+        self.assertEqual((response.code, json.loads(response.body)['detail']),
+                         (404, 'not prepared'))
+
+    def test_it_may_end_with_an_exception(self) -> None:
+        response = self.ask('GET', '/finish')
+        self.assertEqual((response.code, json.loads(response.body)), (200, 'finished'))
+
+    def test_the_settings_against_forged_requests_hold(self) -> None:
+        self.assertEqual(self.ask('POST', '/prepare', {}).code, 403)
 
 
 if __name__ == '__main__':
