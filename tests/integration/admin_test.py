@@ -427,7 +427,7 @@ class ProcessTest(unittest.TestCase):
             return False
 
     def test_it_answers_while_the_public_port_drains_and_is_gone_after_that(self) -> None:
-        config = {'admin': {'port': 0}, 'drain': {'delay': 0.6}}
+        config = {'admin': {'port': 0}, 'drain': {'delay': 2}}
         with ServerProcess(config) as server:
             assert server.process is not None
             server.process.terminate()
