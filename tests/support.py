@@ -192,7 +192,9 @@ class ServerProcess:
         """The log so far, line by line; only those with this message if given."""
         if not self.log_file.exists():
             return []
-        lines = [parse_logfmt(line) for line in self.log_file.read_text().splitlines()]
+        # Of the last one, half may be there.
+        whole, _, _ = self.log_file.read_text().rpartition('\n')
+        lines = [parse_logfmt(line) for line in whole.splitlines()]
         return [line for line in lines if not message or line.get('message') == message]
 
     def _logging(self) -> dict[str, Any]:
