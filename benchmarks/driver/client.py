@@ -119,7 +119,8 @@ class Client:
             except OSError as error:
                 raise Failure(NO_CONNECTION) from error
             self.opened += 1
-            self.address = transport.get_extra_info('peername')[:2]
+            peer = transport.get_extra_info('peername')  # None if it has been reset already
+            self.address = peer[:2] if peer else self.address
             self._connection = connection
         return self._connection
 
