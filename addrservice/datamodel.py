@@ -455,7 +455,7 @@ class AddressEntry(Model):
         :raises ValueError: it may not be the document of an entry.
         """
         try:
-            return cls._folded(_written(_read_entry(body)))
+            return cls._folded(_check(body))
         except msgspec.DecodeError as error:
             raise ValueError from error
 
@@ -501,7 +501,7 @@ def checked_json(text: str) -> str:
 _read_entry = msgspec.json.Decoder(AddressEntry.shape).decode
 
 
-def _check(text: str) -> str:
+def _check(text: str | bytes) -> str:
     """Write the document that a text holds the way ``to_json`` does.
 
     :raises DecodeError, ValueError: it may hold none.

@@ -93,11 +93,9 @@ def decode_record(record: Record) -> Stored:
         raise UnreadableRecord('The stored entry cannot be read', record.place) from error
 
 
-def decode_records(records: Sequence[Record]) -> Sequence[Stored]:
-    """The entries in stored records, if all can be read. As `decode_record` for each, in a
-    third of the time: what is done for each is done by calls that need no Python in between.
-
-    :raises UnreadableRecord: one cannot be read.
+def decode_records(records: Sequence[Record]) -> Sequence[Stored] | None:
+    """The entries in stored records; None, if not all can be read. As `decode_record` for each,
+    in a third of the time: what is done for each is done by calls that need no Python in between.
     """
     nicknames, versions, texts, _ = zip(*records)
     try:
@@ -105,8 +103,8 @@ def decode_records(records: Sequence[Record]) -> Sequence[Stored]:
             members = zip(nicknames, versions, map(checked_json, texts))
             return list(map(tuple.__new__, itertools.repeat(Stored), members))
     except (TypeError, ValueError, RecursionError):
-        pass  # who decodes them one by one tells which, and why
-    return [decode_record(record) for record in records]
+        pass
+    return None  # who decodes them one by one learns which cannot be read, and why
 
 
 class Record(NamedTuple):
@@ -306,10 +304,7 @@ class AbstractAddressBookDB(ABC):
                 await turn.give_way()  # also where nothing waits
             records = page[place:place + min(DECODED_AT_ONCE, most - len(decoded))]
             place += len(records)
-            try:
-                decoded += decode_records(records)
-            except UnreadableRecord:
-                decoded += self._readable(records)
+            decoded += decode_records(records) or self._readable(records)
         return decoded
 
     def _readable(self, records: Sequence[Record]) -> Iterator[Stored]:

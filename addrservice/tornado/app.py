@@ -25,7 +25,6 @@ from addrservice.tornado.conditions import TaggingGZip
 from addrservice.tornado.diagnosis import (
     LoggerRequestHandler, LoggersRequestHandler, ProfileRequestHandler, RequestRequestHandler,
     RequestsRequestHandler, TasksRequestHandler)
-from addrservice.tornado.messages import has
 from addrservice.tornado.monitor import HealthRequestHandler, ReadinessRequestHandler
 from addrservice.tornado.telemetry import Telemetry
 from addrservice.utils.metrics import Metrics
@@ -139,8 +138,7 @@ class HandlerDelegate(httputil.HTTPMessageDelegate):
             request.body = b''.join(self._chunks)
         self._handler = handler = self._handler_class(
             self._application, request, **self._arguments)
-        if has(request.headers, 'Accept-Encoding'):
-            handler._transforms = [TaggingGZip(request)]
+        handler._transforms = [make(request) for make in self._application.transforms]
         handler.task = asyncio.get_running_loop().create_task(handler.run(self._path_args))
 
     def on_connection_close(self) -> None:
@@ -161,7 +159,7 @@ class RoutedApplication(tornado.web.Application):
         self._arguments = {route: {**self.shared, 'route': route.template} for route in routes}
         super().__init__(default_handler_class=DefaultRequestHandler,
                          default_handler_args=self.shared, log_function=log_request,
-                         **settings)
+                         transforms=[TaggingGZip], **settings)
 
     def find_handler(  # type: ignore[override]  # Tornado names a class of its own
             self, request: httputil.HTTPServerRequest, **kwargs: Any

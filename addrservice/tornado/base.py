@@ -423,7 +423,6 @@ def common_headers(seconds: int) -> Headers:
     headers['Date'] = httputil.format_timestamp(seconds)
     headers['Cache-Control'] = 'no-store'
     headers['X-Content-Type-Options'] = 'nosniff'
-    headers['Vary'] = 'Accept-Encoding'
     return headers
 
 

@@ -30,9 +30,7 @@ class PushedInput(Input):
         super().__init__()
         self.transport: asyncio.Transport | None = None
         """None: there is none yet, or any more."""
-        self.is_paused = False
-        """Whether nothing is fetched."""
-
+        self._is_paused = False
         self._waiter: asyncio.Future[None] | None = None
 
     def push(self, data: bytes) -> None:
@@ -40,8 +38,8 @@ class PushedInput(Input):
         self.buffer += data
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
-        elif self.transport and not self.is_paused and len(self.buffer) > READ_SIZE:
-            self.is_paused = True
+        elif self.transport and not self._is_paused and len(self.buffer) > READ_SIZE:
+            self._is_paused = True
             self.transport.pause_reading()
 
     def end(self) -> None:
@@ -62,8 +60,8 @@ class PushedInput(Input):
 
     def resume(self) -> None:
         """Fetches more, if it was not."""
-        if self.is_paused and self.transport:
-            self.is_paused = False
+        if self._is_paused and self.transport:
+            self._is_paused = False
             self.transport.resume_reading()
 
 
@@ -84,10 +82,9 @@ class TransportStream(asyncio.Protocol):
         self._sent.set_result(None)
 
     def write(self, data: bytes) -> asyncio.Future[None]:
-        transport = self._transport
-        if self._is_closed or transport is None or transport.is_closing():
+        if self._transport is None or self.closed():
             raise StreamClosedError
-        transport.write(data)
+        self._transport.write(data)
         return self._sent
 
     def closed(self) -> bool:
@@ -276,8 +273,7 @@ class FastConnection(Connection):
         """Takes the next request, or closes."""
         if not may_go_on:
             return self.close()
-        if self.input.is_paused:
-            self.input.resume()
+        self.input.resume()
         if self.input.buffer:
             # Not now: who has answered is about to write its line.
             asyncio.get_running_loop().call_soon(self._answer_what_waits)

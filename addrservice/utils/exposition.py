@@ -28,7 +28,7 @@ def text_of(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
     """
     if prefers_openmetrics(accept):
         # The library is half typed.
-        text = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+        text = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]  # half typed
         return text, openmetrics.CONTENT_TYPE_LATEST
     return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
 

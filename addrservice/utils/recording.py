@@ -8,7 +8,6 @@ made in a fraction of the time that the SDK's take, which can do more; for those
 from __future__ import annotations
 
 import itertools
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,9 +16,9 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from addrservice.utils.metrics import Metrics
-from addrservice.utils.flight_recorder import MAX_TEXT, FlightRecorder, ReadableSpan, SpanList
+from addrservice.utils.flight_recorder import MAX_TEXT, FlightRecorder, SpanList
 from addrservice.utils.tracing import (
-    CURRENT_SPAN, Attributes, RequestTrace, Tracing, client_span, context_of, fail)
+    CURRENT_SPAN, Attributes, RequestTrace, Tracing, client_span, context_of, fail, ids_under)
 
 SEE_ALL = ('ring', 'metrics')
 """The collectors that see every request, whether it is sampled or not."""
@@ -65,10 +64,8 @@ class RecordedSpan(trace.Span):
         return parent.get_span_context() if isinstance(parent, RecordedSpan) else parent
 
     def get_span_context(self) -> trace.SpanContext:
-        if self._own_ids is None:
-            # Few spans are ever asked. In one step, as threads may ask at once.
-            vars(self).setdefault('_own_ids', _under(self._ids))
-        return self._own_ids or self._ids
+        # Few spans are ever asked. In one step, as threads may ask at once.
+        return self._own_ids or vars(self).setdefault('_own_ids', ids_under(self._ids))
 
     def end(self, end_time: int | None = None) -> None:
         if self.end_time is None:
@@ -115,9 +112,8 @@ class RequestTracer(SpanList):
         :param maximum: so many are kept, it among them.
         :param tell: is told of each that ends.
         """
-        self.spans: list[ReadableSpan] = [span]
-        self.maximum = maximum
-        self.dropped = 0
+        super().__init__(maximum)
+        self.append(span)
         self._ids = ids
         self._span = span
         self._tell = tell
@@ -133,10 +129,7 @@ class RequestTracer(SpanList):
             span.attributes = _bounded(attributes)
         if self._tell:
             span._tell = self._tell
-        if len(self.spans) < self.maximum:
-            self.spans.append(span)
-        else:
-            self.dropped += 1
+        self.append(span)
         return span
 
 
@@ -178,12 +171,6 @@ class RecordedTracing(Tracing):
         span._own_ids, span._tell = ids, self._tell
         tracer = RequestTracer(ids, span, self._max_spans, self._tell)
         return RequestTrace(span, tracer.start_span, context, start_time, tracer, ids)
-
-
-def _under(ids: trace.SpanContext) -> trace.SpanContext:
-    """The ids of a span in the same trace."""
-    return trace.SpanContext(ids.trace_id, random.getrandbits(64) or 1, is_remote=False,
-                             trace_flags=ids.trace_flags, trace_state=ids.trace_state)
 
 
 def _bounded(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ CURRENT_SPAN, = trace.set_span_in_context(trace.INVALID_SPAN, otel_context.Conte
 """The name under which a context has its current span."""
 
 _CONTEXT: contextvars.ContextVar[otel_context.Context] = (
-    otel_context._RUNTIME_CONTEXT._current_context)  # type: ignore[attr-defined]
+    otel_context._RUNTIME_CONTEXT._current_context)  # type: ignore[attr-defined]  # its own
 """Has the context that `get_current` tells and `attach` sets, by two calls more each."""
 
 _NOTHING_KNOWN = otel_context.Context()
@@ -131,8 +131,7 @@ class Tracing:
             flags = _SAMPLED if random.random() < self._sample_ratio else _NOT_SAMPLED
             return trace.SpanContext(
                 random.getrandbits(128) or 1, random.getrandbits(64) or 1, _IS_OURS, flags)
-        return trace.SpanContext(parent.trace_id, random.getrandbits(64) or 1, _IS_OURS,
-                                 parent.trace_flags, parent.trace_state)
+        return ids_under(parent)
 
     def end(self, request: RequestTrace, line: Mapping[str, Any], error: BaseException | None
             ) -> None:
@@ -160,6 +159,12 @@ def context_of(headers: Mapping[str, str]) -> otel_context.Context:
 def client_span(context: otel_context.Context) -> trace.SpanContext:
     """The span of the client that a context knows of; one that is not valid if it knows none."""
     return trace.get_current_span(context).get_span_context() if context else _NO_SPAN
+
+
+def ids_under(parent: trace.SpanContext) -> trace.SpanContext:
+    """Those of a new span of this service, in the trace of another."""
+    return trace.SpanContext(parent.trace_id, random.getrandbits(64) or 1, _IS_OURS,
+                             parent.trace_flags, parent.trace_state)
 
 
 def _with_span(context: otel_context.Context, span: trace.Span) -> otel_context.Context:
