@@ -22,7 +22,10 @@ class Admission:
 
     def enter(self, is_probe: bool) -> None:
         """Takes note of a request; each one must `leave`."""
-        self._count(is_probe, 1)
+        if is_probe:
+            self.probes_in_flight += 1
+        else:
+            self.in_flight += 1
 
     def work_in(self, task: asyncio.Task[object]) -> None:
         """Takes note of the task that works for a request."""
@@ -37,7 +40,10 @@ class Admission:
         """A request has ended, and its task works for it no more; to be called once for each."""
         if task:  # it had come to have one
             self._tasks.discard(task)
-        self._count(is_probe, -1)
+        if is_probe:
+            self.probes_in_flight -= 1
+        else:
+            self.in_flight -= 1
 
     def is_overloaded(self) -> bool:
         """Whether more requests are under way than should be."""
@@ -57,9 +63,3 @@ class Admission:
         """Returns when no request is under way."""
         while self.in_flight or self.probes_in_flight:
             await asyncio.sleep(0.02)
-
-    def _count(self, is_probe: bool, change: int) -> None:
-        if is_probe:
-            self.probes_in_flight += change
-        else:
-            self.in_flight += change

@@ -232,7 +232,7 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         self._log()
         self._finished = True
         self.on_finish()
-        self.ui = None  # type: ignore[assignment]  # as Tornado does: it may know the handler
+        self._break_cycles()
         return sent
 
     def _whole_body(self) -> bytes:

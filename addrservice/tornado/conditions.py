@@ -114,6 +114,11 @@ class TaggingGZip(tornado.web.GZipContentEncoding):
 
     CONTENT_TYPES = {*tornado.web.GZipContentEncoding.CONTENT_TYPES, 'application/openmetrics-text'}
 
+    def __init__(self, request: httputil.HTTPServerRequest) -> None:
+        self._gzipping = False
+        if has(request.headers, 'Accept-Encoding'):
+            super().__init__(request)
+
     def transform_first_chunk(self, status_code: int, headers: httputil.HTTPHeaders, chunk: bytes,
                               finishing: bool) -> tuple[int, httputil.HTTPHeaders, bytes]:
         if not self._gzipping and not has(headers, 'Vary'):  # as nearly always

@@ -111,7 +111,10 @@ class Exchange(httputil.HTTPConnection):
         self.body_bytes_sent = len(body)
         head = f'HTTP/1.1 {status} {reason}\r\n{headers.lines()}\r\n'
         sent = self._send(head.encode('latin-1') + body)
-        self._end_after(sent)
+        if sent.done():  # as nearly always
+            self.end()
+        else:
+            self._end_after(sent)
         return sent
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:

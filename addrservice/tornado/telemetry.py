@@ -159,22 +159,24 @@ class Telemetry:
         lines: list[tuple[int, str]] = []
         for event in ended:
             try:
-                lines.append(self._line_of(event))
+                if line := self._line_of(event):
+                    lines.append(line)
                 if self.metrics:
                     _count(event, self.metrics)
             except Exception as fault:  # the others' must not miss
-                asyncio.get_running_loop().call_exception_handler({
-                    'message': 'The end of a request could not be told', 'exception': fault})
+                _tell(fault)
             # Its traceback knows the handler: both would be left to the collector.
             event.error = None
         for level, group in itertools.groupby(lines, key=operator.itemgetter(0)):
-            if self.logger.isEnabledFor(level):
+            try:
                 logutils.log_texts(self.logger, level, [text for _, text in group])
+            except Exception as fault:
+                _tell(fault)
 
-    def _line_of(self, event: RequestEvent) -> tuple[int, str]:
+    def _line_of(self, event: RequestEvent) -> tuple[int, str] | None:
         """Ends the trace of a request.
 
-        :return: the level and the text of its line; the text is empty if nobody wants it.
+        :return: the level and the text of its line; None if nobody wants it.
         """
         line = event.line(self.debug)
         try:
@@ -183,8 +185,14 @@ class Telemetry:
             logutils.log(self.logger, logging.ERROR, message='SPANS LOST',
                          trace=logutils.one_line_trace(fault))
         level = _level(event)
-        is_wanted = self.logger.isEnabledFor(level)
-        return level, (_text_of(event) or logutils.logfmt(line)) if is_wanted else ''
+        if not self.logger.isEnabledFor(level):
+            return None
+        return level, _text_of(event) or logutils.logfmt(line)
+
+
+def _tell(fault: Exception) -> None:
+    asyncio.get_running_loop().call_exception_handler({
+        'message': 'The end of a request could not be told', 'exception': fault})
 
 
 def _count(event: RequestEvent, metrics: Metrics) -> None:

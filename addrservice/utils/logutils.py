@@ -107,8 +107,7 @@ def log_text(logger: logging.Logger, level: int, text: str, stacklevel: int = 1)
     if logging._srcfile:
         logger.log(level, message, stacklevel=stacklevel + 1)
     else:  # nobody asks who the caller is
-        record = logging.getLogRecordFactory()(logger.name, level, '', 0, message, (), None)
-        logger.handle(record)
+        logger.handle(logger.makeRecord(logger.name, level, '', 0, message, (), None))
 
 
 def log_texts(logger: logging.Logger, level: int, texts: Sequence[str]) -> None:
@@ -116,16 +115,26 @@ def log_texts(logger: logging.Logger, level: int, texts: Sequence[str]) -> None:
     is found out once for all of them.
 
     :param level: one that the logger is enabled for.
+    :raises ExceptionGroup: somebody's filter has failed; all other lines are logged.
     """
     handlers = _handlers_of_texts(logger) if len(texts) > 1 else []
     if not handlers:
-        for text in texts:
-            log_text(logger, level, text, stacklevel=2)
-        return
-    record = logging.getLogRecordFactory()(logger.name, level, '', 0, _Logfmt(), (), None)
+        return _log_one_by_one(logger, level, texts)
+    record = logger.makeRecord(logger.name, level, '', 0, _Logfmt(), (), None)
     for handler in handlers:
         if level >= handler.level:
             handler.write_texts(record, texts)
+
+
+def _log_one_by_one(logger: logging.Logger, level: int, texts: Iterable[str]) -> None:
+    faults: list[Exception] = []
+    for text in texts:
+        try:
+            log_text(logger, level, text, stacklevel=3)
+        except Exception as fault:
+            faults.append(fault)
+    if faults:
+        raise ExceptionGroup('Lines could not be logged', faults)
 
 
 def _handlers_of_texts(logger: logging.Logger) -> list[TurnStreamHandler]:

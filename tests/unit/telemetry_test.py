@@ -168,6 +168,25 @@ class EndsTest(unittest.IsolatedAsyncioTestCase):
         self.assertEqual(len(logs.records), 2)
         self.assertEqual([str(fault['exception']) for fault in faults], ['a fault'])
 
+    async def test_a_filter_that_fails_costs_no_other_line(self) -> None:
+        def fail_at_b(record: logging.LogRecord) -> bool:
+            if 'req_id="b"' in record.getMessage():
+                raise ValueError('a fault')
+            return True
+
+        faults: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+        self.telemetry.logger.addFilter(fail_at_b)
+        self.addCleanup(self.telemetry.logger.removeFilter, fail_at_b)
+        with self.assertLogs('telemetry_test', logging.DEBUG) as logs:
+            for name in 'abc':
+                self.telemetry.ended(make_event(200, req_id=name))
+            self.telemetry.ended(make_event(404, req_id='d'))
+            await asyncio.sleep(0)
+        self.assertEqual([parse_logfmt(record.getMessage())['req_id'] for record in logs.records],
+                         ['a', 'c', 'd'])
+        self.assertEqual([str(fault['exception'].exceptions[0]) for fault in faults], ['a fault'])
+
     async def test_what_a_request_has_failed_with_is_forgotten_when_it_has_been_told(self) -> None:
         event = make_event(500, error=ValueError('a fault'))
         with self.assertLogs('telemetry_test', logging.DEBUG) as logs:
