@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import http.client
 import json
 import logging
 import random
 import sys
 import time
-from asyncio import Future
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping
 from types import TracebackType
 from typing import Any
 
 import tornado.web
-from tornado import httputil
 from tornado.iostream import StreamClosedError
-from tornado.util import ObjectDict
-from tornado.web import HTTPError, _UIModuleNamespace
+from tornado.web import HTTPError
 
 from addrservice import errors
 from addrservice.service import AddressBookService
 from addrservice.tornado.admission import Admission
+from addrservice.tornado.brief_handler import BriefRequestHandler
 from addrservice.tornado.conditions import compressed_etag, is_compressed, read_tags
-from addrservice.tornado.messages import Headers, has, put
+from addrservice.tornado.messages import has, put
 from addrservice.tornado.json_body import (
     parse_json, read_entry, require_json_type, to_json)
 from addrservice.tornado.telemetry import Telemetry
@@ -56,42 +53,14 @@ RETRY_AFTER_SECONDS = (1, 3)
 """Bounds of the random advice on a 503, so that clients do not return as one."""
 
 
-class BaseRequestHandler(tornado.web.RequestHandler):
+class BaseRequestHandler(BriefRequestHandler):
     """A request handler that speaks JSON and reports how its request ended."""
 
     SUPPORTED_METHODS = ('GET', 'HEAD', 'POST', 'PUT', 'DELETE', 'OPTIONS')
     is_probe = False
     """Probes are answered however busy the service is, and logged at DEBUG."""
 
-    etag: str | None = None
-    """The tag of the answer to GET or HEAD, if it has one."""
-
     hung_up = False
-    task: asyncio.Task[object] | None = None
-    """Works for the request; set by who starts it."""
-
-    def __init__(self, application: tornado.web.Application, request: httputil.HTTPServerRequest,
-                 **arguments: Any) -> None:
-        """
-        :param arguments: for `initialize`.
-        """
-        # All that Tornado's own sets; what only templates need is made when one is rendered.
-        self.application, self.request = application, request
-        self._headers_written = self._finished = False
-        self._transforms = []
-        self.clear()
-        request.connection.set_close_callback(  # type: ignore[union-attr]  # says Tornado, too
-            self.on_connection_close)
-        self.initialize(**arguments)
-
-    @functools.cached_property
-    def ui(self) -> ObjectDict:  # type: ignore[override]  # Tornado sets it for each request
-        """What templates have: the application's ``ui_methods`` and ``ui_modules``."""
-        application = self.application
-        ui = ObjectDict({name: self._ui_method(method)
-                         for name, method in application.ui_methods.items()})
-        ui['modules'] = ui['_tt_modules'] = _UIModuleNamespace(self, application.ui_modules)
-        return ui
 
     def initialize(self, service: AddressBookService, telemetry: Telemetry,
                    admission: Admission, route: str | None = None) -> None:
@@ -108,54 +77,6 @@ class BaseRequestHandler(tornado.web.RequestHandler):
         self.event = telemetry.began(self.request, route, self.is_probe)
         admission.enter(self.is_probe)
         put(self._headers, 'X-Request-Id', self.event.req_id)
-
-    def clear(self) -> None:
-        """Begins the answer anew, with what all answers have in their header. It replaces
-        Tornado's own, which formats the date for each, and sets a Content-Type."""
-        self._headers = common_headers(int(time.time())).copy()
-        self._write_buffer = []
-        self._status_code, self._reason = 200, 'OK'
-
-    async def run(self, path_args: Sequence[bytes]) -> None:
-        """Answers the request, whatever happens. In place of Tornado's `_execute`, which looks
-        for ways to get a body, and for options, that are not used here.
-
-        :param path_args: of the path, for the method.
-        """
-        try:
-            await self._answer(path_args)
-        except asyncio.CancelledError as error:
-            if not self.task or not self.task.cancelling():  # something else that it waited for
-                return self._fail(error)
-            if not self._finished:
-                self._fail(error)  # or the client would wait for ever
-            raise
-        except Exception as error:
-            self._fail(error)
-
-    async def _answer(self, path_args: Sequence[bytes]) -> None:
-        method = self.request.method
-        if method not in self.SUPPORTED_METHODS:
-            raise HTTPError(405)
-        self.path_args = [self.decode_argument(arg) for arg in path_args]
-        self._cross_origin_protection()
-        prepared = self.prepare()
-        if prepared is not None:
-            await prepared
-        if not self._finished:
-            answered = getattr(self, method.lower())(*self.path_args)
-            if answered is not None:
-                await answered
-        if not self._finished:
-            self.finish()
-
-    def _fail(self, error: BaseException) -> None:
-        try:
-            self._handle_request_exception(error)
-        except Exception as fault:
-            logutils.log(logging.getLogger('tornado.application'), logging.ERROR,
-                         message='An error could not be answered',
-                         trace=logutils.one_line_trace(fault))
 
     def prepare(self) -> Awaitable[None] | None:
         """Called before the method; a handler may override it with a coroutine."""
@@ -211,58 +132,6 @@ class BaseRequestHandler(tornado.web.RequestHandler):
             self._status_code = status_code
             self._reason = STANDARD_PHRASES.get(status_code, 'Unknown')
         self.event.reason = (reason or self._reason) if status_code >= 400 else None
-
-    def write(self, chunk: str | bytes | dict[str, Any]) -> None:
-        """Adds to the answer."""
-        if chunk.__class__ is str and not self._finished:
-            self._write_buffer.append(chunk.encode())
-        else:
-            super().write(chunk)
-
-    def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> Future[None]:
-        """Ends the request. An answer that is whole goes the short way, which does what
-        Tornado's own does, and asks less."""
-        if chunk is not None:
-            self.write(chunk)
-        # Ours; on a connection of Tornado's, all goes Tornado's way.
-        send = getattr(self.request.connection, 'answer', None)
-        if not send or self._headers_written or self._finished or hasattr(self, '_new_cookie'):
-            return super().finish()
-        sent = self._send_whole(self._whole_body(), send)
-        self._log()
-        self._finished = True
-        self.on_finish()
-        self._break_cycles()
-        return sent
-
-    def _whole_body(self) -> bytes:
-        """What the answer holds; its header is told of it."""
-        if self._status_code == 200 and self.request.method in ('GET', 'HEAD'):
-            self.set_etag_header()
-            if self.check_etag_header():
-                self._write_buffer = []
-                self.set_status(304)
-        body = b''.join(self._write_buffer)
-        if self._status_code not in (204, 304):
-            put(self._headers, 'Content-Length', str(len(body)))
-        elif body:
-            raise RuntimeError(f'An answer with status {self._status_code} has no body')
-        else:
-            self._clear_representation_headers()
-        return body
-
-    def _send_whole(self, body: bytes, send: Callable[..., Future[None]]) -> Future[None]:
-        self._headers_written = True
-        for transform in self._transforms:
-            self._status_code, self._headers, body = transform.transform_first_chunk(
-                self._status_code, self._headers, body, True)
-        return send(self._status_code, self._reason, self._headers,
-                    b'' if self.request.method == 'HEAD' else body)
-
-    def set_etag_header(self) -> None:
-        """Gives an answer to GET and HEAD its tag; called at the end, by Tornado, too."""
-        if self.etag:
-            put(self._headers, 'Etag', self.etag)
 
     def check_etag_header(self) -> bool:
         """Whether the client has that answer, so that it is 304; called by Tornado."""
@@ -409,21 +278,6 @@ def log_request(handler: tornado.web.RequestHandler) -> None:
     event.time_ms = round(1000 * (time.time() - request._start_time), 3)
     handler.admission.leave(handler.is_probe, handler.task)
     handler.telemetry.ended(event)
-
-
-@functools.lru_cache(maxsize=1)
-def common_headers(seconds: int) -> Headers:
-    """The header fields that every answer begins with; of the many of one second, the first has
-    them made.
-
-    :param seconds: the time, since the epoch.
-    """
-    headers = Headers()
-    headers['Server'] = 'addrservice'
-    headers['Date'] = httputil.format_timestamp(seconds)
-    headers['Cache-Control'] = 'no-store'
-    headers['X-Content-Type-Options'] = 'nosniff'
-    return headers
 
 
 def status_of(error: BaseException) -> int:

@@ -28,7 +28,7 @@ from addrservice.errors import ConfigError
 from addrservice.tornado.listening import bind
 from addrservice.tornado.workers import (
     CANNOT_START, Worker, config_of, count_of, run_workers, sharing_metrics)
-from addrservice.utils import logutils
+from addrservice.utils.log_records import look_up_only_what_is_asked_for
 
 DEFAULT_CONFIG = ROOT_DIR / 'configs' / 'addressbook-sqlite.yaml'
 
@@ -145,7 +145,7 @@ def configure_logging(config: Config) -> None:
     try:
         # The loggers that exist, asyncio's among them, have things to say.
         logging.config.dictConfig({'disable_existing_loggers': False, **section})
-        logutils.look_up_only_what_is_asked_for(section)
+        look_up_only_what_is_asked_for(section)
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         raise ConfigError(f'logging: {error}: {error.__cause__ or ""}') from error
 

@@ -23,13 +23,12 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 
 from hypothesis import example, given, settings, strategies as st
 
-from addrservice.config import load_config
 from addrservice.utils import logutils
+from addrservice.utils.log_records import SRCFILE, look_up_only_what_is_asked_for
 from addrservice.utils.logutils import (
-    MAX_VALUE_LENGTH, RARE_FIELDS, LogfmtFormatter, TurnStreamHandler, get_log_context, log,
-    log_line, log_text, log_texts, logfmt, look_up_only_what_is_asked_for, one_line_trace,
-    set_log_context)
-from tests.support import DEADLINE, ROOT, clear_log_context, parse_logfmt, recording_logger
+    MAX_VALUE_LENGTH, LogfmtFormatter, TurnStreamHandler, get_log_context, log,
+    log_line, log_text, log_texts, logfmt, one_line_trace, set_log_context)
+from tests.support import clear_log_context, parse_logfmt, recording_logger
 
 property_test = settings(derandomize=True, deadline=None, database=None, max_examples=300)
 
@@ -463,7 +462,7 @@ class TextsTest(unittest.TestCase):
             'usual formatter': lambda books: books.handlers[0].setFormatter(logging.Formatter()),
             'no formatter': lambda books: books.handlers[0].setFormatter(None),
             'terminator': lambda books: setattr(books.handlers[0], 'terminator', ';'),
-            'caller': lambda books: setattr(logging, '_srcfile', logutils._SRCFILE)}
+            'caller': lambda books: setattr(logging, '_srcfile', SRCFILE)}
         seen = set()
         for name, change in changes.items():
             with self.subTest(name):
@@ -496,85 +495,6 @@ class ModuleTest(unittest.TestCase):
         for name, value in vars(logutils).items():
             if isinstance(value, (logging.Logger, logging.LoggerAdapter)):
                 yield name
-
-
-class LookUpTest(unittest.TestCase):
-    """What no line tells is not looked up for each record."""
-
-    def setUp(self) -> None:
-        for name in ('_srcfile', 'logThreads', 'logProcesses', 'logMultiprocessing'):
-            self.addCleanup(setattr, logging, name, getattr(logging, name))
-        self.addCleanup(logging.setLogRecordFactory, logging.getLogRecordFactory())
-
-    def looked_up(self, section: Mapping[str, Any]) -> str:
-        """What a record has when this is configured: caller, thread, process."""
-        look_up_only_what_is_asked_for(section)
-        logger, records = recording_logger()
-        logger.warning('x')
-        record, = records
-        return ''.join(letter for letter, is_there in (
-            ('c', record.funcName == 'looked_up'), ('t', record.thread), ('p', record.process))
-            if is_there)
-
-    def test_a_format_gets_what_it_names(self) -> None:
-        for style, text, found in (
-                ('%', '%(funcName)s', 'c'), ('{', '{lineno}', 'c'), ('$', '${filename}', 'c'),
-                ('%', '%(pathname)s', 'c'), ('%', '%(threadName)s', 't'),
-                ('%', '%(process)d', 'p'), ('%', '%(processName)s %(module)s', 'cp'),
-                ('%', '%(asctime)s %(message)s', '')):
-            formatter = {'class': 'addrservice.utils.logutils.LogfmtFormatter', 'style': style,
-                         'format': f'{text} and more'}
-            with self.subTest(text=text):
-                self.assertEqual(self.looked_up({'formatters': {'ours': formatter}}), found)
-
-    def test_what_is_rarely_put_in_a_line_is_in_the_record_of_a_format_that_names_it(self) -> None:
-        for field in (*RARE_FIELDS, 'processName', 'threadName', 'levelno', 'msecs', 'created'):
-            look_up_only_what_is_asked_for({'formatters': {'ours': {'format': f'%({field})s'}}})
-            logger, records = recording_logger()
-            logger.warning('x')
-            self.assertIn(field, vars(records[0]))
-
-    def test_a_brief_record_has_all_that_another_has(self) -> None:
-        usual = logging.LogRecord('a', logging.INFO, '', 0, 'x', (), None)
-        look_up_only_what_is_asked_for({})
-        logger, records = recording_logger()
-        log_line(logger, logging.INFO, {'n': 1})
-        logger.info('%s', 'with arguments')
-        try:
-            raise ValueError
-        except ValueError:
-            logger.exception('with an error')
-        for record in records:
-            for name in vars(usual):
-                self.assertTrue(hasattr(record, name), name)
-        ours, with_arguments, with_error = records
-        self.assertEqual((ours.getMessage(), ours.levelname, ours.name, ours.args),
-                         ('n=1', 'INFO', 'recording', ()))
-        self.assertTrue(0 <= time.time() - ours.created < DEADLINE)
-        self.assertTrue(0 <= ours.msecs < 1000)
-        self.assertEqual(with_arguments.getMessage(), 'with arguments')
-        self.assertIsInstance((with_error.exc_info or (None, None))[1], ValueError)
-
-    def test_the_name_of_a_log_file_is_no_format(self) -> None:
-        section = {
-            'formatters': {'ours': {'()': 'addrservice.utils.logutils.LogfmtFormatter',
-                                    'fmt': '%(asctime)s %(message)s'}},
-            'handlers': {'file': {'class': 'logging.FileHandler', 'filename': 'module.log'}}}
-        self.assertEqual(self.looked_up(section), '')
-        self.assertEqual(self.looked_up({'version': 1}), '')
-
-    def test_of_our_configurations_only_that_for_work_on_this_machine_tells_callers(self) -> None:
-        found = {path.name: self.looked_up(load_config(str(path))['logging'])
-                 for path in (ROOT / 'configs').glob('*.yaml')}
-        self.assertEqual({name for name in found if found[name]}, {'addressbook-local.yaml'})
-
-    def test_a_class_of_somebody_s_own_may_want_to_know_anything(self) -> None:
-        for kind, part in (('formatters', {'class': 'theirs.Formatter'}),
-                           ('handlers', {'class': 'theirs.Handler'}),
-                           ('handlers', {'class': 'logging.handlers.SocketHandler'}),
-                           ('filters', {'()': 'theirs.Filter'})):
-            with self.subTest(kind=kind):
-                self.assertEqual(self.looked_up({kind: {'theirs': part}}), 'ctp')
 
 
 if __name__ == '__main__':
