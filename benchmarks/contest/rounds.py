@@ -1,23 +1,28 @@
-"""Measures servers in turn, round after round: machines are noisy, and shall be so for all."""
+"""Measures servers side by side: machines are noisy, and shall be so for all.
+
+In each round all servers run at once, and are driven in turn, a moment each: what slows the
+machine down for longer than a moment slows all of them. Who has no turn waits, and takes nothing
+from the others.
+"""
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPException
-from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.contest.contestant import Contestant, contestant
 from benchmarks.contest.cores import Cores, on
 from benchmarks.contest.figures import Figures
-from benchmarks.contest.job import WORKLOADS, check, check_lines, fill, works
-from benchmarks.contest.load import Driven, Work, drive
-from benchmarks.contest.peers import LOGS, Peer
-from benchmarks.contest.server import Failed, Server, free_port, serving
+from benchmarks.contest.job import WORKLOADS
+from benchmarks.contest.peers import Peer
+from benchmarks.contest.server import Failed
 from benchmarks.contest.stores import Stores, stores_of
 
-WARM_UP_PART = 0.2
-"""Of the seconds asked for."""
+TURN_SECONDS = 0.25
+"""So long a server is driven, at most, before the next one is."""
 
 
 class Plan(NamedTuple):
@@ -42,64 +47,75 @@ class Outcome(NamedTuple):
 
 
 def compare(plan: Plan, cores: Cores, tell: Callable[[str], None]) -> Outcome:
-    """Measures every server once in each round; each round begins with another. One that fails
-    takes part no more, and is not in what was found."""
+    """Measures every server in each round. One that fails takes part no more, and is not in what
+    was found."""
     outcome = Outcome({peer.name: {name: [] for name in WORKLOADS} for peer in plan.peers}, {})
     with stores_of(plan.engine, cores.others) as stores, on(cores.load):
-        for number, peer in turns(plan):
-            if peer.name in outcome.found:
-                tell(f'round {number + 1} of {plan.rounds}: {peer.title}')
-                _take_turn(peer, plan, stores, cores, outcome)
+        for number in range(plan.rounds):
+            with contextlib.ExitStack() as running:
+                part = _Round(plan, outcome, f'round {number + 1} of {plan.rounds}: ', tell)
+                part.start(running, stores, cores)
+                part.measure()
     return outcome
 
 
-def turns(plan: Plan) -> Iterator[tuple[int, Peer]]:
-    """Who is measured when, with the number of the round."""
-    peers = list(plan.peers)
-    for number in range(plan.rounds):
-        start = number % len(peers)
-        yield from ((number, peer) for peer in peers[start:] + peers[:start])
+class _Round:
+    """Every server that has not failed, once, with all workloads."""
+
+    def __init__(self, plan: Plan, outcome: Outcome, name: str, tell: Callable[[str], None]
+                 ) -> None:
+        self._plan = plan
+        self._outcome = outcome
+        self._name = name
+        self._tell = tell
+        self._contestants: dict[str, Contestant] = {}
+
+    def start(self, running: contextlib.ExitStack, stores: Stores, cores: Cores) -> None:
+        """Starts them; `running` ends them."""
+        for peer in self._plan.peers:
+            if peer.name in self._outcome.found:
+                self._tell(f'{self._name}starts {peer.title}')
+                with self._leaving_out(peer.name):
+                    self._contestants[peer.name] = running.enter_context(
+                        contestant(peer, stores, cores.server))
+
+    def measure(self) -> None:
+        """Adds the figures of this round to the outcome."""
+        for workload, title in WORKLOADS.items():
+            self._tell(self._name + title)
+            self._drive(workload)
+        for name, each in self._contestants.items():
+            for workload, figures in each.figures().items():
+                self._outcome.found[name][workload].append(figures)
+
+    def _drive(self, workload: str) -> None:
+        connections = self._plan.connections
+        for number, name, seconds in turns(tuple(self._contestants), self._plan.seconds):
+            if each := self._contestants.get(name):
+                with self._leaving_out(name):
+                    if number == 0:
+                        each.warm_up(workload, connections, seconds)
+                    each.measure(workload, connections, seconds)
+
+    @contextlib.contextmanager
+    def _leaving_out(self, name: str) -> Iterator[None]:
+        """A server that fails meanwhile takes part no more."""
+        try:
+            yield
+        except (Failed, OSError, HTTPException) as failure:
+            self._contestants.pop(name, None)
+            del self._outcome.found[name]
+            self._outcome.failures[name] = ' '.join(str(failure).split())
 
 
-def _take_turn(peer: Peer, plan: Plan, stores: Stores, cores: Cores, outcome: Outcome) -> None:
-    try:
-        for workload, figures in _measure(peer, plan, stores, cores).items():
-            outcome.found[peer.name][workload].append(figures)
-    except (Failed, OSError, HTTPException) as failure:
-        del outcome.found[peer.name]
-        outcome.failures[peer.name] = ' '.join(str(failure).split())
+def turns(names: Sequence[str], seconds: float) -> Iterator[tuple[int, str, float]]:
+    """Who is driven when: so many seconds each, in as many turns as it takes. Each turn begins
+    with another.
 
-
-def _measure(peer: Peer, plan: Plan, stores: Stores, cores: Cores) -> dict[str, Figures]:
-    """Starts a server on a new store, sees that it does the job, and measures it."""
-    with tempfile.TemporaryDirectory() as folder, stores.new(Path(folder)) as store:
-        port = free_port()
-        with serving(peer.start(port, store), port, Path(folder, 'log'), cores.server) as server:
-            made = fill(server)
-            check(peer, server, made)
-            work = works(list(made))
-            return {name: _figures(peer, server, work[name], plan) for name in WORKLOADS}
-
-
-def _figures(peer: Peer, server: Server, work: Work, plan: Plan) -> Figures:
-    _drive(server, work, plan, WARM_UP_PART)
-    lines, before = server.count_lines(), server.cpu_seconds()
-    driven = _drive(server, work, plan)
-    cpu, count = server.cpu_seconds() - before, len(driven.latencies)
-    if LOGS in peer.job:
-        check_lines(server, lines + count)
-    return Figures(driven.throughput, 1000 * driven.latencies.percentile(99), 1e6 * cpu / count,
-                   driven.busy)
-
-
-def _drive(server: Server, work: Work, plan: Plan, part: float = 1.0) -> Driven:
+    :return: the number of the turn, a name, and the seconds.
     """
-    :raises Failed: an answer was not in order.
-    """
-    driven = drive(server.port, work, plan.connections, plan.seconds * part)
-    if driven.errors:
-        kinds = ', '.join(f'{kind}: {count}' for kind, count in sorted(driven.errors.items()))
-        raise Failed(f'{work.requests[0].splitlines()[0].decode()}: {kinds}')
-    if not driven.latencies:
-        raise Failed('answers nothing')
-    return driven
+    count = math.ceil(seconds / TURN_SECONDS)
+    for number in range(count):
+        start = number % max(len(names), 1)
+        for name in (*names[start:], *names[:start]):
+            yield number, name, seconds / count

@@ -409,9 +409,16 @@ def plan(*peers: Peer, rounds: int = 1) -> Plan:
 
 
 class RoundsTest(unittest.TestCase):
-    def test_each_round_begins_with_another_and_has_all(self) -> None:
-        order = [(number, peer.name) for number, peer in turns(plan(FIRST, OTHER, rounds=3))]
+    def test_each_turn_begins_with_another_and_has_all(self) -> None:
+        order = [(number, name) for number, name, _ in turns([BASE, OWN], 0.6)]
         self.assertEqual([(0, BASE), (0, OWN), (1, OWN), (1, BASE), (2, BASE), (2, OWN)], order)
+
+    def test_the_turns_of_each_have_as_many_seconds_as_were_asked_for(self) -> None:
+        for seconds in (0.01, 0.25, 0.6, 2):
+            each = [part for _, _, part in turns([OWN], seconds)]
+            self.assertAlmostEqual(seconds, sum(each))
+            self.assertLessEqual(max(each), 0.25)
+        self.assertEqual([], [*turns([], 1)])
 
     def test_a_server_that_does_not_start_is_left_out_with_the_reason_and_not_tried_again(
             self) -> None:
@@ -423,13 +430,13 @@ class RoundsTest(unittest.TestCase):
         self.assertEqual({}, outcome.found)
         self.assertEqual('ended with status 3: no such thing', outcome.failures['broken'])
         self.assertIn('No such file', outcome.failures['missing'])
-        self.assertEqual(2, len(told))
+        self.assertEqual(2, sum('starts' in text for text in told))
 
     def test_wrong_answers_while_it_is_measured_leave_it_out(self) -> None:
         for errors, latencies, why in ((Counter({'status 500': 3}), [0.1], 'status 500: 3'),
                                        (Counter[str](), [], 'answers nothing')):
             driven = Driven(Latencies(latencies), errors, 1.0, 0.1)
-            with (self.subTest(why), mock.patch('benchmarks.contest.rounds.drive',
+            with (self.subTest(why), mock.patch('benchmarks.contest.contestant.drive',
                                                 return_value=driven)):
                 outcome = compare(plan(*peers_of('fs')), cores.share_out(), lambda text: None)
                 self.assertEqual({}, outcome.found)
