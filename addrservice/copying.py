@@ -15,8 +15,8 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
-from addrservice.database.addressbook_db import (
-    AbstractAddressBookDB, Record, Stored, decode_record, is_nickname)
+from addrservice.database.addressbook_db import AbstractAddressBookDB
+from addrservice.database.records import Record, Stored, decode_record, is_nickname
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import (
     AddressChanged, AddressExists, AddressNotFound, StorageError, UnreadableRecord)

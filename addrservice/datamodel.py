@@ -20,7 +20,7 @@ import functools
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -496,6 +496,19 @@ def checked_json(text: str) -> str:
     except (msgspec.DecodeError, ValueError):
         pass  # the rules have more to say about it
     return AddressEntry.from_api_dm(json.loads(text)).to_json()
+
+
+def all_checked_json(texts: Sequence[str]) -> list[str]:
+    """As ``checked_json`` for each of them.
+
+    :raises InvalidAddress, ValueError: one of them is no such document.
+    """
+    try:
+        if max(map(len, texts), default=0) <= MAX_KEPT:
+            return list(map(_checked, texts))
+    except (msgspec.DecodeError, ValueError):
+        pass
+    return list(map(checked_json, texts))
 
 
 _read_entry = msgspec.json.Decoder(AddressEntry.shape).decode

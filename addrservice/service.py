@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping, Seque
 from typing import Any, NamedTuple, TypeVar
 
 from addrservice.config import complete_config
-from addrservice.database.addressbook_db import Key, Stored, is_nickname
+from addrservice.database.records import Columns, Key, Stored, is_nickname
 from addrservice.database.db_engines import create_addressbook_db
 from addrservice.database.observed_db import ObservedAddressBookDB
 from addrservice.datamodel import AddressEntry
@@ -202,7 +202,7 @@ class AddressBookService:
 
     @traced
     async def get_address_pages(self, after: str | None = None, limit: int | None = None
-                                ) -> AsyncGenerator[Sequence[Stored], None]:
+                                ) -> AsyncGenerator[Columns[Stored], None]:
         """As `get_all_addresses`, but several entries at a time."""
         pages = self.addr_db.read_address_pages(after, limit)
         async with contextlib.aclosing(pages):

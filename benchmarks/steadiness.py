@@ -28,7 +28,7 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 
 from tqdm import tqdm
 
-from addrservice.database.addressbook_db import encode_record, new_version
+from addrservice.database.records import encode_record, new_version
 from addrservice.database.sql_db import INSERT
 from addrservice.datamodel import AddressEntry
 from benchmarks.contest.cores import Cores, on, share_out

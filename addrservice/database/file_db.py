@@ -28,8 +28,10 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from addrservice.database.addressbook_db import (
-    AbstractAddressBookDB, Key, Record, Stored, checked_nickname, checked_version, decode_record,
-    encode_record, is_nickname, is_version, no_such_entry, require_version)
+    AbstractAddressBookDB, no_such_entry, require_version)
+from addrservice.database.records import (
+    Key, Record, Stored, checked_nickname, checked_version, decode_record, encode_record,
+    is_nickname, is_version)
 from addrservice.database.disk import make_folder, opened, run_in_thread, sync_folder
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import (

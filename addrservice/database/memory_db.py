@@ -9,8 +9,9 @@ from collections.abc import AsyncGenerator, Sequence
 from sortedcontainers import SortedDict
 
 from addrservice.database.addressbook_db import (
-    AbstractAddressBookDB, Key, Record, Stored, checked_nickname, checked_version, decode_record,
-    encode_record, no_such_entry, require_version)
+    AbstractAddressBookDB, no_such_entry, require_version)
+from addrservice.database.records import (
+    Columns, Key, Record, Stored, checked_nickname, checked_version, decode_record, encode_record)
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import AddressExists, StorageUnavailable
 
@@ -74,20 +75,23 @@ class InMemoryAddressBookDB(AbstractAddressBookDB):
     async def read_pages(self, after: str, size: int) -> AsyncGenerator[Sequence[Record], None]:
         # A page is copied before anyone else can run; the next one starts
         # behind its last name, whatever was written in between.
-        while page := self._page(after, size):
-            yield page
-            after = page[-1].nickname
+        while names := self._names(after, size):
+            _, versions, texts, _ = zip(*map(self.records.__getitem__, names))
+            yield Columns(_record, names, versions, texts)
+            after = names[-1]
 
-    def _page(self, after: str, size: int) -> list[Record]:
-        records = self.records
-        names = records.irange(after, inclusive=(False, True))
-        return [records[name] for name in itertools.islice(names, size)]
+    def _names(self, after: str, size: int) -> list[str]:
+        return list(itertools.islice(self.records.irange(after, inclusive=(False, True)), size))
 
     def _put(self, key: Key, entry: AddressEntry) -> None:
-        self.records[key.nickname] = Record(*key, encode_record(entry), place=key.nickname)
+        self.records[key.nickname] = _record(*key, encode_record(entry))
 
     def _record(self, nickname: str) -> Record:
         record = self.records.get(nickname)
         if record is None:
             raise no_such_entry()
         return record
+
+
+def _record(nickname: str, version: str, text: str) -> Record:
+    return Record(nickname, version, text, place=f'memory:{nickname}')

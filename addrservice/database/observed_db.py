@@ -9,8 +9,8 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from typing import TypeVar
 
-from addrservice.database.addressbook_db import (
-    AbstractAddressBookDB, Connections, Key, Record, Stored)
+from addrservice.database.addressbook_db import AbstractAddressBookDB, Connections
+from addrservice.database.records import Key, Record, Stored
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import AddrServiceError, UnreadableRecord
 from addrservice.utils.metrics import Metrics

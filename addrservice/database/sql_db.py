@@ -15,8 +15,10 @@ from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequen
 from typing import Any, ClassVar
 
 from addrservice.database.addressbook_db import (
-    AbstractAddressBookDB, Connections, Key, Record, Stored, checked_nickname, checked_version,
-    decode_record, encode_record, is_nickname, is_version, no_such_entry, require_version)
+    AbstractAddressBookDB, Connections, no_such_entry, require_version)
+from addrservice.database.records import (
+    Columns, Key, Record, Stored, are_nicknames, checked_nickname, checked_version, decode_record,
+    encode_record, is_nickname, is_version)
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import (
     AddressExists, ConfigError, OutcomeUnknown, StorageError, StorageUnavailable)
@@ -176,9 +178,13 @@ class SQLAddressBookDB(AbstractAddressBookDB):
         # the same wherever it is, and nothing is held open in between.
         bound = _bound(after)
         while rows := await self.connector.fetch(PAGE, bound, size):
-            # Others may have put names there that no entry can have.
-            yield [_record(*row) for row in rows if is_nickname(str(row[0]))]
             bound = rows[-1][0]
+            nicknames, versions, texts = zip(*rows)
+            if not are_nicknames(nicknames):
+                # Others have put names there that no entry can have.
+                rows = [row for row in rows if is_nickname(str(row[0]))]
+                nicknames, versions, texts = zip(*rows) if rows else ((), (), ())
+            yield Columns(_record, nicknames, versions, texts)
 
     async def _refuse_impossible(self, nickname: str, if_version: str | None) -> None:
         """What no entry can have is not sent: not every database takes any text."""

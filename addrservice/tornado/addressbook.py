@@ -56,9 +56,11 @@ class AddressBookRequestHandler(BaseRequestHandler):
         async with contextlib.aclosing(
                 self.service.get_address_pages(page.after, limit + 1)) as pages:
             async for found in pages:
-                for column, more in zip((names, versions, documents), zip(*found)):
-                    column.extend(more)
-                limit = min(limit, _fitting(documents))
+                names += found.nicknames
+                versions += found.versions
+                documents += found.texts
+                if sum(map(len, documents)) > MAX_PAGE_SIZE:
+                    limit = min(limit, _fitting(documents))
                 if len(documents) > limit:
                     break
         link = ''
@@ -73,8 +75,8 @@ class AddressBookRequestHandler(BaseRequestHandler):
         versions: list[str] = []
         separator, size = '{', 1  # the brace at the end
         async with contextlib.aclosing(self.service.get_address_pages(page.after)) as pages:
-            async for entries in pages:
-                for nickname, version, json in entries:
+            async for found in pages:
+                for nickname, version, json in zip(found.nicknames, found.versions, found.texts):
                     versions.append(version)
                     pieces.append(f'{separator}"{nickname}":{json}')
                     separator, size = ',', size + len(pieces[-1])
@@ -171,15 +173,17 @@ def _fitting(documents: Sequence[str]) -> int:
 
 def _object(names: Sequence[str], documents: Sequence[str]) -> str:
     """One JSON object, from names to documents; none of its parts is copied more than once."""
-    openings = itertools.chain(['{"'], itertools.repeat(',"'))
-    parts = zip(openings, names, itertools.repeat('":'), documents)
-    return ''.join([*itertools.chain.from_iterable(parts), '}' if names else '{}'])
+    if not names:
+        return '{}'
+    parts = [',"', '', '":', ''] * len(names)
+    parts[0], parts[1::4], parts[3::4] = '{"', names, documents
+    return ''.join([*parts, '}'])
 
 
 def _digest(link: str, versions: Sequence[str]) -> str:
     """What tells one listing from another: all that an answer says follows from it."""
     state = ' '.join([link, *versions])
-    return hashlib.blake2b(state.encode(), digest_size=8).hexdigest()
+    return hashlib.sha256(state.encode()).hexdigest()[:16]
 
 
 def _is_not_met() -> AddressChanged:

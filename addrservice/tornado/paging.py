@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tornado.web import HTTPError
 
-from addrservice.database.addressbook_db import is_nickname
+from addrservice.database.records import is_nickname
 
 MAX_LIMIT = 1000
 CHECK_SIZE = 6

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from addrservice.database.addressbook_db import (
-    AbstractAddressBookDB, Key, Record, Stored, new_version)
+from addrservice.database.addressbook_db import AbstractAddressBookDB
+from addrservice.database.records import Key, Record, Stored, new_version
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import (
     AddressChanged, AddressExists, AddressNotFound, ConfigError, InvalidAddress, StorageError,

@@ -23,7 +23,7 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 from tornado.httpclient import HTTPResponse
 
 import data
-from addrservice.database.addressbook_db import Stored
+from addrservice.database.records import Stored
 from addrservice.tornado.addressbook import BUFFER_SIZE
 from tests.engines import EngineAppTestCase, new_store
 from tests.support import ServerProcess, on_each_transport

@@ -29,7 +29,7 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 from tornado.netutil import bind_sockets
 
 from addrservice.database import addressbook_db
-from addrservice.database.addressbook_db import Key, Record, Stored, new_version
+from addrservice.database.records import Key, Record, Stored, new_version
 from addrservice.database.memory_db import InMemoryAddressBookDB
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import StorageError, StorageUnavailable
@@ -522,7 +522,8 @@ class KeepAliveTest(ServerTestCase):
         self.put_text('a', 'not JSON')
         await self.ask(request('GET', '/addresses', 'X-Request-ID: one', CLOSE))
         line, = self.lines('UNREADABLE RECORD')
-        self.assertEqual((line['req_id'], line['level'], line['record']), ('one', 'ERROR', 'a'))
+        self.assertEqual(('one', 'ERROR', 'memory:a'),
+                         (line['req_id'], line['level'], line['record']))
 
     async def test_nothing_of_a_request_stays_in_the_context_of_the_server(self) -> None:
         await self.ask(request('GET', '/addresses', CLOSE))

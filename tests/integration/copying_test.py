@@ -22,7 +22,8 @@ if __name__ == '__main__':
 import yaml
 
 from addrservice.copying import copy_addresses
-from addrservice.database.addressbook_db import AbstractAddressBookDB, Stored
+from addrservice.database.addressbook_db import AbstractAddressBookDB
+from addrservice.database.records import Stored
 from addrservice.database.db_engines import create_addressbook_db
 from addrservice.datamodel import AddressEntry
 from data import address_data_suite

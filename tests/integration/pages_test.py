@@ -20,7 +20,7 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 from tornado.httpclient import HTTPResponse
 
 import data
-from addrservice.database.addressbook_db import new_nickname
+from addrservice.database.records import new_nickname
 from addrservice.datamodel import MAX_ITEMS, MAX_TEXT
 from addrservice.errors import AddressNotFound
 from addrservice.tornado.addressbook import MAX_PAGE_SIZE

@@ -17,7 +17,8 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 
 import asyncpg
 
-from addrservice.database.addressbook_db import AbstractAddressBookDB, new_version
+from addrservice.database.addressbook_db import AbstractAddressBookDB
+from addrservice.database.records import new_version
 from addrservice.database.db_engines import create_addressbook_db
 from tests.postgres import shared_server
 from tests.unit.addressbook_db_test import EngineContract, SharedStoreContract, Store

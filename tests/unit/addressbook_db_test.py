@@ -22,9 +22,9 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from addrservice import ROOT_DIR
-from addrservice.database.addressbook_db import (
-    AbstractAddressBookDB, Key, Record, Stored, encode_record, is_nickname, is_version,
-    new_version)
+from addrservice.database.addressbook_db import AbstractAddressBookDB
+from addrservice.database.records import (
+    Key, Record, Stored, encode_record, is_nickname, is_version, new_version)
 from addrservice.database.db_engines import create_addressbook_db
 from addrservice.database.file_db import FileAddressBookDB
 from addrservice.database.memory_db import InMemoryAddressBookDB

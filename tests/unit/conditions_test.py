@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 from tornado import httputil
 from tornado.web import HTTPError
 
-from addrservice.database.addressbook_db import new_version
+from addrservice.database.records import new_version
 from addrservice.tornado.conditions import (
     ANY, GZIP_SUFFIX, Conditions, TaggingGZip, Tags, etag_of, read_tags)
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings, strategies as st
 
 from addrservice import copying
 from addrservice.copying import IN_FLIGHT, MAX_NAMED, Comparison, CopyResult
-from addrservice.database.addressbook_db import Key, Record, encode_record, new_version
+from addrservice.database.records import Key, Record, encode_record, new_version
 from addrservice.database.memory_db import InMemoryAddressBookDB
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import StorageUnavailable
@@ -60,7 +60,7 @@ def home(unit_number: float) -> str:
 
 def put(engine: InMemoryAddressBookDB, nickname: str, text: str, version: str = V1) -> None:
     """Puts a record there past the engine, whether good or damaged."""
-    engine.records[nickname] = Record(nickname, version, text, f'place of {nickname}')
+    engine.records[nickname] = Record(nickname, version, text, f'memory:{nickname}')
 
 
 def book(engine: InMemoryAddressBookDB) -> Book:
@@ -242,7 +242,7 @@ class DifferenceTests(TwoBooksTestCase):
 
     async def test_a_damaged_record_at_the_target_is_a_difference(self) -> None:
         told = await self.differing('{"full_name"')
-        self.assertRegex(told, '^a: damaged at the target: place of a: ')
+        self.assertRegex(told, '^a: damaged at the target: memory:a: ')
 
     async def test_the_text_1_and_the_text_1_0_are_not_the_same(self) -> None:
         put(self.source, 'a', home(1))
@@ -298,7 +298,7 @@ class OddSourceTests(TwoBooksTestCase):
             put(self.source, nickname, text_of(nickname))
         result = await self.copy(overwrite=True)
         self.assertEqual((4, 4), (result.copied, result.unreadable.count))
-        self.assertEqual([f'place of {name}' for name in 'bdfh'],
+        self.assertEqual([f'memory:{name}' for name in 'bdfh'],
                          [text.split(': ')[0] for text in result.unreadable.first])
         self.assertEqual(list('aceg'), list(self.target.records))
 
@@ -319,7 +319,7 @@ class OddSourceTests(TwoBooksTestCase):
     async def test_a_name_that_cannot_be_one_is_damage(self) -> None:
         put(self.source, 'a_b', text_of('x'))
         result = await self.copy()
-        self.assertEqual(['place of a_b: The name cannot be one'], result.unreadable.first)
+        self.assertEqual(['memory:a_b: The name cannot be one'], result.unreadable.first)
 
     async def test_a_version_that_cannot_be_one_is_damage(self) -> None:
         put(self.source, 'a', text_of('x'), 'v1')

@@ -31,8 +31,7 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from addrservice.database import file_db
-from addrservice.database.addressbook_db import (
-    Key, Stored, encode_record, is_version, new_version)
+from addrservice.database.records import Key, Stored, encode_record, is_version, new_version
 from addrservice.database.file_db import MAX_RECORD_SIZE, FileAddressBookDB
 from addrservice.datamodel import (
     MAX_DIGITS, MAX_ITEMS, MAX_NAME, MAX_NUMBER, MAX_TEXT, Address, AddressEntry, AddressType,

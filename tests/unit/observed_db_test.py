@@ -16,7 +16,8 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 
 from prometheus_client import CollectorRegistry
 
-from addrservice.database.addressbook_db import AbstractAddressBookDB, Connections, Record, Stored
+from addrservice.database.addressbook_db import AbstractAddressBookDB, Connections
+from addrservice.database.records import Record, Stored
 from addrservice.database.memory_db import InMemoryAddressBookDB
 from addrservice.database.observed_db import ObservedAddressBookDB
 from addrservice.errors import AddressNotFound, StorageUnavailable, UnreadableRecord

@@ -17,7 +17,7 @@ from openapi_spec_validator import validate
 
 import data
 from addrservice import ROOT_DIR, __version__
-from addrservice.database.addressbook_db import new_nickname, new_version
+from addrservice.database.records import new_nickname, new_version
 from addrservice.datamodel import MAX_FAULTS
 from addrservice.tornado.app import ROUTES
 from addrservice.tornado.base import BaseRequestHandler

@@ -15,7 +15,7 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 from hypothesis import given, settings, strategies as st
 from tornado.web import HTTPError
 
-from addrservice.database.addressbook_db import new_nickname
+from addrservice.database.records import new_nickname
 from addrservice.tornado.paging import CHECK_SIZE, MAX_LIMIT, Page, make_cursor, read_cursor
 
 ALL_IDS = st.text(st.sampled_from(string.ascii_letters + string.digits + '-'),

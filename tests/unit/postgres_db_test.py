@@ -24,7 +24,8 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 import asyncpg
 
 from addrservice.config import complete_config
-from addrservice.database.addressbook_db import AbstractAddressBookDB, encode_record
+from addrservice.database.addressbook_db import AbstractAddressBookDB
+from addrservice.database.records import encode_record
 from addrservice.database.postgres_db import PostgresConnector, _Connection, _one_by_one
 from addrservice.database.sql_db import (
     DELETE, INSERT, MIGRATIONS, READ, UPDATE, SQLAddressBookDB)

@@ -19,7 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from addrservice.database import sql_db
-from addrservice.database.addressbook_db import Key, Stored, encode_record, is_version
+from addrservice.database.records import Key, Stored, encode_record, is_version
 from addrservice.database.sql_db import (
     COUNT, DELETE, DELETE_IF, INSERT, MIGRATIONS, PAGE, READ, READ_SCHEMA, UPDATE, UPDATE_IF, Row,
     SQLAddressBookDB, SQLConnector)
