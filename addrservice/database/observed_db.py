@@ -22,7 +22,7 @@ _CAPITAL = re.compile(r'(?<=[a-z])(?=[A-Z])')
 
 
 def _engine_of(db: ObservedAddressBookDB, *_args: object, **_kwargs: object) -> Mapping[str, str]:
-    return {'addrservice.engine': db.engine_name}
+    return db.attributes
 
 
 class ObservedAddressBookDB(AbstractAddressBookDB):
@@ -41,6 +41,8 @@ class ObservedAddressBookDB(AbstractAddressBookDB):
         super().__init__(engine.logger)
         self.engine = engine
         self.engine_name = engine_name
+        self.attributes: Mapping[str, str] = {'addrservice.engine': engine_name}
+        """Of the spans of its calls."""
         self.metrics = metrics
         self.page_size = engine.page_size
 

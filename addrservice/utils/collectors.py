@@ -1,9 +1,9 @@
 """Who collects spans: from the section ``tracing`` of the configuration to OpenTelemetry's SDK.
 
-A span goes to every collector that is configured. `ring` and `metrics` see each
-span; `log`, `file`, `otlp` and any other exporter see those of sampled requests:
-the share that ``sample-ratio`` says, and those that the caller of this service
-has sampled. The SDK makes the spans of these, `recording` those of the others.
+A span goes to every collector that is configured. `ring`, which needs no SDK, and
+`metrics` see each; `log`, `file`, `otlp` and any other exporter see those of sampled
+requests: the share that ``sample-ratio`` says, and those that the caller of this
+service has sampled. The SDK makes the spans of these, `recording` those of the others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from addrservice.errors import ConfigError
 from addrservice.utils import logutils
 from addrservice.utils.metrics import Metrics
-from addrservice.utils.flight_recorder import MAX_TEXT, SpanList, attributes_of, ids_of
+from addrservice.utils.flight_recorder import MAX_TEXT, Recording, attributes_of, ids_of
 from addrservice.utils.recording import MAX_ATTRIBUTES, SEE_ALL, RecordedTracing
 from addrservice.utils.trace_file import TraceEventFile
 from addrservice.utils.tracing import Attributes, RequestTrace, context_of
@@ -38,7 +38,30 @@ LIMITS = SpanLimits(max_span_attributes=MAX_ATTRIBUTES, max_events=8, max_links=
                     max_attribute_length=MAX_TEXT)
 """What one span may hold, so that memory is bounded whatever a request brings."""
 
-_SPANS = otel_context.create_key('addrservice-spans')
+
+class SampledRequest(RequestTrace, Recording):
+    """Has the SDK make the spans under that of a request, and keeps them."""
+
+    def __init__(self, span: Span, context: otel_context.Context, maximum: int,
+                 tracer: trace.Tracer) -> None:
+        """
+        :param span: of the request itself.
+        :param context: what was known before that.
+        :param maximum: so many spans are kept, its own among them.
+        :param tracer: makes the others.
+        """
+        own = span.get_span_context()
+        RequestTrace.__init__(self, span, (own.trace_id, own.span_id, own.is_remote,
+                                           own.trace_flags, own.trace_state), context)
+        Recording.__init__(self, span, maximum)
+        self._tracer = tracer
+
+    def start_span(self, name: str, context: otel_context.Context,
+                   attributes: Attributes | None) -> trace.Span:
+        span = self._tracer.start_span(name, context, attributes=attributes)
+        if isinstance(span, Span):  # as from the tracer of the request's own
+            self.append(span)
+        return span
 
 
 class CollectedTracing(RecordedTracing):
@@ -60,7 +83,7 @@ class CollectedTracing(RecordedTracing):
         faults = Faults(logger)
         self._collectors = Collectors(
             {name: _processor(name, own or {}, logger, metrics, faults)
-             for name, own in settings['collectors'].items()}, faults)
+             for name, own in settings['collectors'].items() if name != 'ring'}, faults)
         resource = Resource({'service.name': service, 'service.version': version})
         # What comes to the provider has been chosen already.
         self._tracer = TracerProvider(
@@ -70,14 +93,15 @@ class CollectedTracing(RecordedTracing):
 
     def begin(self, name: str, headers: Mapping[str, str], start_time: int) -> RequestTrace:
         context = context_of(headers)
-        ids = self._ids(context)
-        if ids.trace_flags.sampled:
-            request = self._begin_sampled(name, context, start_time)
-            if request.span.is_recording():  # unless by OTEL_SDK_DISABLED
-                return request
+        ids = *_, flags, _ = self._ids(context)
+        if flags.sampled:
+            span = self._tracer.start_span(
+                name, context, trace.SpanKind.SERVER, start_time=start_time)
+            if isinstance(span, Span):  # unless by OTEL_SDK_DISABLED
+                return SampledRequest(span, context, self._max_spans, self._tracer)
         if self._sees_all:
-            return self._record(name, context, ids, start_time)
-        return RequestTrace(trace.NonRecordingSpan(ids))
+            return self._record(name, ids, context, start_time)
+        return RequestTrace(trace.NonRecordingSpan(trace.SpanContext(*ids)), ids)
 
     def end(self, request: RequestTrace, line: Mapping[str, Any], error: BaseException | None
             ) -> None:
@@ -86,19 +110,6 @@ class CollectedTracing(RecordedTracing):
             if line['status'] >= 500 and error is not None:
                 request.span.record_exception(error)
         super().end(request, line, error)
-
-    def _begin_sampled(self, name: str, context: otel_context.Context, start_time: int
-                       ) -> RequestTrace:
-        spans = SpanList(self._max_spans)
-        context = otel_context.set_value(_SPANS, spans, context)
-        span = self._tracer.start_span(
-            name, context, trace.SpanKind.SERVER, start_time=start_time)
-        start_span = self._start_span if span.is_recording() else None
-        return RequestTrace(span, start_span, context, start_time, spans)
-
-    def _start_span(self, name: str, context: otel_context.Context,
-                    attributes: Attributes | None) -> trace.Span:
-        return self._tracer.start_span(name, context, attributes=attributes)
 
     def stop(self) -> None:
         self._collectors.stop(FLUSH_SECONDS)
@@ -206,15 +217,6 @@ class WatchedExporter(SpanExporter):
         return self._exporter.force_flush(timeout_millis)
 
 
-class RingCollector(SpanProcessor):
-    """Gathers the spans of each request for the flight recorder."""
-
-    def on_start(self, span: Span, parent_context: otel_context.Context | None = None) -> None:
-        spans = otel_context.get_value(_SPANS, parent_context)
-        if isinstance(spans, SpanList):
-            spans.append(span)
-
-
 class MetricsCollector(SpanProcessor):
     """Counts spans by name and duration."""
 
@@ -252,8 +254,6 @@ def seconds_of(span: ReadableSpan) -> float:
 def _processor(name: str, settings: Mapping[str, Any], logger: logging.Logger, metrics: Metrics,
                faults: Faults) -> SpanProcessor:
     match name:
-        case 'ring':
-            return RingCollector()
         case 'metrics':
             return MetricsCollector(metrics)
         case 'log':

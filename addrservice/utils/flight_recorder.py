@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Protocol
 
@@ -42,18 +42,25 @@ class ReadableSpan(Protocol):
     def get_span_context(self) -> SpanContext | None: ...
 
 
-class SpanList:
-    """The spans of one request as they begin, its own the first, up to a number."""
+class Recording:
+    """One request: its spans as they begin, its own the first, up to a number; in the end its line.
 
-    __slots__ = ('spans', 'maximum', 'dropped')
+    A span that has no end yet may still get it.
+    """
 
-    def __init__(self, maximum: int) -> None:
+    line: Mapping[str, Any]
+    """The fields of its canonical line: ``req_id``, ``route``, ``status``, ``time_ms`` and more."""
+
+    dropped = 0
+    """Spans that were one too many."""
+
+    def __init__(self, span: ReadableSpan, maximum: int) -> None:
         """
-        :param maximum: so many are kept; of more it is known how many.
+        :param span: of the request itself.
+        :param maximum: so many are kept, it among them; of more it is known how many.
         """
-        self.spans: list[ReadableSpan] = []
+        self.spans = [span]
         self.maximum = maximum
-        self.dropped = 0
 
     def append(self, span: ReadableSpan) -> None:
         """Takes note of a span that has begun."""
@@ -66,36 +73,23 @@ class SpanList:
         """When the request began, in nanoseconds since the epoch."""
         return self.spans[0].start_time or 0
 
-
-@dataclass(slots=True)  # not frozen, which would make it in twice the time
-class Recording:
-    """One request: its line, its spans and, if it failed by our fault, where."""
-
-    line: Mapping[str, Any]
-    """The fields of its canonical line: ``req_id``, ``route``, ``status``, ``time_ms`` and more."""
-
-    spans: SpanList
-    """One that has no end yet may still get it."""
-
     def summary(self) -> dict[str, Any]:
         """What a list of requests shows of it."""
         names = ('req_id', 'trace_id', 'method', 'uri', 'route', 'status', 'time_ms')
         return {**{name: self.line.get(name) for name in names},
-                'started': _time(self.spans.started()),
-                'spans': len(self.spans.spans) + self.spans.dropped}
+                'started': _time(self.started()), 'spans': len(self.spans) + self.dropped}
 
     def document(self) -> dict[str, Any]:
         """All of it, as JSON has it."""
         line = {name: value for name, value in self.line.items() if value is not None}
         trace = line.pop('trace', None)
-        started = self.spans.started()
         return {'req_id': line['req_id'], 'trace_id': line['trace_id'],
-                'started': _time(started), 'line': line,
-                'spans': self._spans(started),
-                'spans_dropped': self.spans.dropped, **({'trace': trace} if trace else {})}
+                'started': _time(self.started()), 'line': line, 'spans': self._documents(),
+                'spans_dropped': self.dropped, **({'trace': trace} if trace else {})}
 
-    def _spans(self, started: float) -> list[dict[str, Any]]:
-        own, *others = (_span(span, started) for span in self.spans.spans)
+    def _documents(self) -> list[dict[str, Any]]:
+        started = self.started()
+        own, *others = (_span(span, started) for span in self.spans)
         return [{**own, 'attributes': {**attributes_of(self.line), **own['attributes']}}, *others]
 
 
@@ -117,25 +111,26 @@ class FlightRecorder:
         self._last: deque[Recording] = deque(maxlen=last)
         self._count = slowest
         self._slowest: dict[str | None, list[tuple[float, int, Recording]]] = {}
+        # Of each route, how slow a request must be to be among them.
+        self._slow: dict[str | None, float] = {}
+        self._slow_at_first = 0.0 if slowest else math.inf
         self._failed_count = failed
         self._failed: dict[object, deque[Recording]] = {}
         self._numbers = itertools.count()  # of two that are as slow, which is kept
 
-    def add(self, line: Mapping[str, Any], spans: SpanList, error: BaseException | None = None
-            ) -> None:
+    def add(self, recording: Recording, line: Mapping[str, Any],
+            error: BaseException | None = None) -> None:
         """Takes note of a request that has ended.
 
         :param line: the fields of its canonical line.
-        :param spans: its own, and all under it.
         :param error: what it ended with; itself it is not kept.
         """
-        recording = Recording(line, spans)
+        recording.line = line
         self._last.append(recording)
         if line['status'] >= 500:
             kind = line['status'], type(error)
             self._failed.setdefault(kind, deque(maxlen=self._failed_count)).append(recording)
-        kept = self._slowest.get(line['route'], ())
-        if len(kept) < self._count or (kept and line['time_ms'] >= kept[0][0]):
+        if line['time_ms'] >= self._slow.get(line['route'], self._slow_at_first):
             self._keep_as_slow(recording)
 
     def summaries(self, kind: str) -> list[dict[str, Any]]:
@@ -158,6 +153,8 @@ class FlightRecorder:
             heapq.heappush(kept, item)
         else:
             heapq.heapreplace(kept, item)
+        if len(kept) == self._count:
+            self._slow[recording.line['route']] = kept[0][0]
 
     def _kept(self, kind: str) -> Iterable[Recording]:
         match kind:
@@ -190,7 +187,7 @@ def ids_of(span: ReadableSpan) -> SpanContext:
 
 
 def _newest_first(recordings: Iterable[Recording]) -> list[Recording]:
-    return sorted(recordings, key=lambda recording: recording.spans.started(), reverse=True)
+    return sorted(recordings, key=lambda recording: recording.started(), reverse=True)
 
 
 def _time(nanoseconds: float) -> str:

@@ -16,9 +16,9 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from addrservice.utils.metrics import Metrics
-from addrservice.utils.flight_recorder import MAX_TEXT, FlightRecorder, SpanList
+from addrservice.utils.flight_recorder import MAX_TEXT, FlightRecorder, Recording
 from addrservice.utils.tracing import (
-    CURRENT_SPAN, Attributes, RequestTrace, Tracing, client_span, context_of, fail, ids_under)
+    CURRENT_SPAN, Attributes, Ids, RequestTrace, Tracing, client_span, context_of, fail, ids_under)
 
 SEE_ALL = ('ring', 'metrics')
 """The collectors that see every request, whether it is sampled or not."""
@@ -40,19 +40,20 @@ class RecordedSpan(trace.Span):
     end_time: int | None = None
     attributes: Mapping[str, Any] | None = None
     status = _UNSET
-    _tell: OnEnd | None = None
-    _own_ids: trace.SpanContext | None = None
+    tell: OnEnd | None = None
+    """Is told when it ends."""
+    ids: Ids | None = None
+    """Of a request's own span; those under it get theirs when somebody asks."""
+    _span_context: trace.SpanContext | None = None
 
-    def __init__(self, ids: trace.SpanContext, name: str,
-                 parent: RecordedSpan | trace.SpanContext | None, start_time: int) -> None:
+    def __init__(self, name: str, parent: RecordedSpan | trace.SpanContext | None,
+                 start_time: int) -> None:
         """
-        :param ids: of the request's own span.
         :param parent: what it is under: another of the request, or the client's.
         :param start_time: in nanoseconds since the epoch.
         """
-        # Not the tracer, which knows the list that the span is in: they would be left to the
+        # Not the request, which knows the list that the span is in: they would be left to the
         # garbage collector together.
-        self._ids = ids
         self.name = name
         self._parent = parent
         self.start_time = start_time
@@ -65,13 +66,14 @@ class RecordedSpan(trace.Span):
 
     def get_span_context(self) -> trace.SpanContext:
         # Few spans are ever asked. In one step, as threads may ask at once.
-        return self._own_ids or vars(self).setdefault('_own_ids', ids_under(self._ids))
+        return self._span_context or vars(self).setdefault('_span_context', trace.SpanContext(
+            *(self.ids or ids_under(self.parent or trace.INVALID_SPAN_CONTEXT))))
 
     def end(self, end_time: int | None = None) -> None:
         if self.end_time is None:
             self.end_time = end_time or time.time_ns()
-            if self._tell:
-                self._tell(self.name, (self.end_time - self.start_time) / 1e9)
+            if self.tell:
+                self.tell(self.name, (self.end_time - self.start_time) / 1e9)
 
     def is_recording(self) -> bool:
         return self.end_time is None
@@ -99,36 +101,39 @@ class RecordedSpan(trace.Span):
         pass  # the request's line has the traceback
 
 
-class RequestTracer(SpanList):
-    """Makes the spans under the one of a request, and keeps them."""
+class RecordedRequest(RequestTrace, Recording):
+    """Makes the spans under that of a request, and keeps them."""
 
-    __slots__ = ('_ids', '_span', '_tell')
-
-    def __init__(self, ids: trace.SpanContext, span: RecordedSpan, maximum: int,
-                 tell: OnEnd | None) -> None:
+    def __init__(self, name: str, ids: Ids, context: otel_context.Context, start_time: int,
+                 maximum: int, tell: OnEnd | None) -> None:
         """
-        :param ids: of the request's own span.
-        :param span: that span.
-        :param maximum: so many are kept, it among them.
+        :param name: of the request's own span.
+        :param ids: of that span.
+        :param context: what was known before: the client's span, if it has told.
+        :param start_time: in nanoseconds since the epoch.
+        :param maximum: so many spans are kept, its own among them.
         :param tell: is told of each that ends.
         """
-        super().__init__(maximum)
-        self.append(span)
-        self._ids = ids
-        self._span = span
-        self._tell = tell
+        parent = client_span(context) if context else None
+        span = RecordedSpan(name, parent if parent and parent.is_valid else None, start_time)
+        span.ids = ids
+        if tell:
+            span.tell = tell
+        RequestTrace.__init__(self, span, ids, context)
+        Recording.__init__(self, span, maximum)
+        self._own, self._tell = span, tell
 
     def start_span(self, name: str, context: otel_context.Context,
                    attributes: Attributes | None) -> RecordedSpan:
         """A span under the current one of a context."""
         current = context.get(CURRENT_SPAN)
         # Or of the request's own, where a library has made a span that is none of ours.
-        parent = current if isinstance(current, RecordedSpan) else self._span
-        span = RecordedSpan(self._ids, name, parent, time.time_ns())
+        parent = current if isinstance(current, RecordedSpan) else self._own
+        span = RecordedSpan(name, parent, time.time_ns())
         if attributes:
             span.attributes = _bounded(attributes)
         if self._tell:
-            span._tell = self._tell
+            span.tell = self._tell
         self.append(span)
         return span
 
@@ -151,34 +156,34 @@ class RecordedTracing(Tracing):
 
     def begin(self, name: str, headers: Mapping[str, str], start_time: int) -> RequestTrace:
         context = context_of(headers)
-        return self._record(name, context, self._ids(context), start_time)
+        return self._record(name, self._ids(context), context, start_time)
 
     def end(self, request: RequestTrace, line: Mapping[str, Any], error: BaseException | None
             ) -> None:
         span = request.span
-        if not span.is_recording():
+        if not isinstance(request, Recording) or not span.is_recording():
             return
         if error is not None and line['status'] >= 500:
             fail(span, error)
-        span.end(request.start_time + int(line['time_ms'] * 1_000_000))
-        if self.recorder and request.spans:
-            self.recorder.add(line, request.spans, error)
+        span.end(int(request.started() + line['time_ms'] * 1_000_000))
+        if self.recorder:
+            self.recorder.add(request, line, error)
 
-    def _record(self, name: str, context: otel_context.Context, ids: trace.SpanContext,
-                start_time: int) -> RequestTrace:
-        parent = client_span(context) if context else None
-        span = RecordedSpan(ids, name, parent if parent and parent.is_valid else None, start_time)
-        span._own_ids, span._tell = ids, self._tell
-        tracer = RequestTracer(ids, span, self._max_spans, self._tell)
-        return RequestTrace(span, tracer.start_span, context, start_time, tracer, ids)
+    def _record(self, name: str, ids: Ids, context: otel_context.Context, start_time: int
+                ) -> RecordedRequest:
+        return RecordedRequest(name, ids, context, start_time, self._max_spans, self._tell)
 
 
 def _bounded(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes of which none is long, and not many: what a request brings is kept for a while."""
     if len(attributes) > MAX_ATTRIBUTES:
         attributes = dict(itertools.islice(attributes.items(), MAX_ATTRIBUTES))
-    return {name: value if value.__class__ in _NUMBERS else str(value)[:MAX_TEXT]
-            for name, value in attributes.items()}
+    for value in attributes.values():
+        is_text = value.__class__ is str and len(value) <= MAX_TEXT
+        if not is_text and value.__class__ not in _NUMBERS:
+            return {name: value if value.__class__ in _NUMBERS else str(value)[:MAX_TEXT]
+                    for name, value in attributes.items()}
+    return dict(attributes)
 
 
 def are_recorded_only(collectors: Sequence[str]) -> bool:

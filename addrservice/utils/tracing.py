@@ -23,11 +23,12 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from addrservice.utils import logutils
 
 if TYPE_CHECKING:
-    from addrservice.utils.flight_recorder import FlightRecorder, SpanList
+    from addrservice.utils.flight_recorder import FlightRecorder
 
 Function = TypeVar('Function', bound=Callable[..., Any])
 Attributes = Mapping[str, str | bool | int | float]
-MakeAttributes = Attributes | Callable[..., Attributes] | None
+Make = Callable[..., Attributes]
+MakeAttributes = Attributes | Make | None
 
 MAX_DESCRIPTION = 256
 """Characters that a span keeps of what an error says."""
@@ -48,15 +49,19 @@ _CONTEXT: contextvars.ContextVar[otel_context.Context] = (
     otel_context._RUNTIME_CONTEXT._current_context)  # type: ignore[attr-defined]  # its own
 """Has the context that `get_current` tells and `attach` sets, by two calls more each."""
 
-_NOTHING_KNOWN = otel_context.Context()
+_Context = otel_context.Context
+_NOTHING_KNOWN = _Context()
 _IS_OURS = False  # the SpanContext did not come from another service
-_NO_SPAN = trace.INVALID_SPAN_CONTEXT
 _SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
 _NOT_SAMPLED = trace.TraceFlags(trace.TraceFlags.DEFAULT)
 
 
 StartSpan = Callable[[str, otel_context.Context, Attributes | None], trace.Span]
 """From a name, a context and attributes to a span under the current one of the context."""
+
+Ids = tuple[int, int, bool, trace.TraceFlags, trace.TraceState | None]
+"""What tells a span from all others, that of its trace and its own first: the arguments of a
+`SpanContext`, for which there is more to check, and which few spans are ever asked for."""
 
 # Set while the work of a request is recorded.
 _START_SPAN: contextvars.ContextVar[StartSpan | None] = contextvars.ContextVar(
@@ -66,26 +71,19 @@ _START_SPAN: contextvars.ContextVar[StartSpan | None] = contextvars.ContextVar(
 class RequestTrace:
     """The part that one request has in a trace: a span of its own, for others to be under."""
 
-    __slots__ = ('span', 'start_span', 'context', 'start_time', 'spans', 'trace_id', 'span_id')
+    start_span: StartSpan | None = None
+    """Makes the spans under it; None: there are to be none."""
 
-    def __init__(self, span: trace.Span, start_span: StartSpan | None = None,
-                 context: otel_context.Context | None = None, start_time: int = 0,
-                 spans: SpanList | None = None, ids: trace.SpanContext | None = None) -> None:
+    def __init__(self, span: trace.Span, ids: Ids, context: otel_context.Context | None = None
+                 ) -> None:
         """
         :param span: of the whole request.
-        :param start_span: makes the spans under it; None: there are to be none.
+        :param ids: of the span.
         :param context: what was known before the span.
-        :param start_time: of the request, in nanoseconds since the epoch.
-        :param spans: where those of the request are kept, if anywhere.
-        :param ids: of the span, if they are known.
         """
         self.span = span
-        self.start_span = start_span
         self.context = context
-        self.start_time = start_time
-        self.spans = spans
-        # A tuple; by their names its fields take a call each.
-        trace_id, span_id, *_ = ids or span.get_span_context()
+        trace_id, span_id, *_ = ids
         self.trace_id = f'{trace_id:032x}'
         self.span_id = f'{span_id:016x}'
 
@@ -93,7 +91,7 @@ class RequestTrace:
         """From now on the current task, and those it starts, work for this request."""
         _START_SPAN.set(self.start_span)
         before = _CONTEXT.get() if self.context is None else self.context
-        _CONTEXT.set(_with_span(before, self.span))
+        _CONTEXT.set(_Context({**before, CURRENT_SPAN: self.span}))
 
 
 class Tracing:
@@ -121,17 +119,16 @@ class Tracing:
 
     def identify(self, headers: Mapping[str, str]) -> RequestTrace:
         """As `begin`, for a request of which nothing is recorded."""
-        return RequestTrace(trace.NonRecordingSpan(self._ids(context_of(headers))))
+        ids = self._ids(context_of(headers))
+        return RequestTrace(trace.NonRecordingSpan(trace.SpanContext(*ids)), ids)
 
-    def _ids(self, context: otel_context.Context) -> trace.SpanContext:
+    def _ids(self, context: otel_context.Context) -> Ids:
         """Those of a request: under the client's, if it has any; sampled as the client
         or, without one, the ratio says."""
-        parent = client_span(context)
-        if parent is _NO_SPAN or not parent.is_valid:
-            flags = _SAMPLED if random.random() < self._sample_ratio else _NOT_SAMPLED
-            return trace.SpanContext(
-                random.getrandbits(128) or 1, random.getrandbits(64) or 1, _IS_OURS, flags)
-        return ids_under(parent)
+        if context and (parent := client_span(context)).is_valid:
+            return ids_under(parent)
+        flags = _SAMPLED if random.random() < self._sample_ratio else _NOT_SAMPLED
+        return random.getrandbits(128) or 1, random.getrandbits(64) or 1, _IS_OURS, flags, None
 
     def end(self, request: RequestTrace, line: Mapping[str, Any], error: BaseException | None
             ) -> None:
@@ -158,18 +155,13 @@ def context_of(headers: Mapping[str, str]) -> otel_context.Context:
 
 def client_span(context: otel_context.Context) -> trace.SpanContext:
     """The span of the client that a context knows of; one that is not valid if it knows none."""
-    return trace.get_current_span(context).get_span_context() if context else _NO_SPAN
+    return trace.get_current_span(context).get_span_context()
 
 
-def ids_under(parent: trace.SpanContext) -> trace.SpanContext:
+def ids_under(parent: trace.SpanContext) -> Ids:
     """Those of a new span of this service, in the trace of another."""
-    return trace.SpanContext(parent.trace_id, random.getrandbits(64) or 1, _IS_OURS,
-                             parent.trace_flags, parent.trace_state)
-
-
-def _with_span(context: otel_context.Context, span: trace.Span) -> otel_context.Context:
-    """A context with another current span."""
-    return otel_context.Context({**context, CURRENT_SPAN: span})
+    return (parent.trace_id, random.getrandbits(64) or 1, _IS_OURS, parent.trace_flags,
+            parent.trace_state)
 
 
 def _is_sane_tracestate(text: str) -> bool:
@@ -226,36 +218,25 @@ def traced(function: Function | None = None, *, name: str | None = None,
         arguments of each call that is recorded.
     """
     def decorate(function: Function) -> Any:
-        how = _Recipe(name or function.__qualname__, attributes)
+        own_name = name or function.__qualname__
+        fixed, make = (None, attributes) if callable(attributes) else (attributes, None)
         innermost = inspect.unwrap(function)  # another decorator may hide what it is
         if inspect.isasyncgenfunction(innermost):
-            return _generator(function, how)
+            return _generator(function, own_name, fixed, make)
         if inspect.isgeneratorfunction(innermost):
             raise TypeError(f'{function.__qualname__}: generators cannot be traced')
-        is_coroutine = inspect.iscoroutinefunction(innermost)
-        return _coroutine(function, how) if is_coroutine else _function(function, how)
+        trace_calls = _coroutine if inspect.iscoroutinefunction(innermost) else _function
+        return trace_calls(function, own_name, fixed, make)
 
     return decorate if function is None else decorate(function)
 
 
-class _Recipe:
-    """How the spans of a function are made."""
-
-    def __init__(self, name: str, attributes: MakeAttributes) -> None:
-        self.name = name
-        self._make = attributes if callable(attributes) else None
-        self._attributes = None if callable(attributes) else attributes
-
-    def start(self, start_span: StartSpan, before: otel_context.Context, args: Sequence[Any],
-              kwargs: Mapping[str, Any]) -> trace.Span:
-        """A span under the current one of a context."""
-        if self._make is None:
-            return start_span(self.name, before, self._attributes)
-        try:
-            attributes = self._make(*args, **kwargs)
-        except Exception as error:  # looking must not break what is looked at
-            attributes = {'addrservice.attributes_error': type(error).__qualname__}
-        return start_span(self.name, before, attributes)
+def _made(make: Make, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Attributes:
+    """What somebody's function says of a call."""
+    try:
+        return make(*args, **kwargs)
+    except Exception as error:  # looking must not break what is looked at
+        return {'addrservice.attributes_error': type(error).__qualname__}
 
 
 class _Attached:
@@ -279,7 +260,8 @@ def _end_failed(span: trace.Span, error: BaseException) -> None:
     span.end()
 
 
-def _function(function: Callable[..., Any], how: _Recipe) -> Callable[..., Any]:
+def _function(function: Callable[..., Any], name: str, fixed: Attributes | None,
+              make: Make | None) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -287,8 +269,8 @@ def _function(function: Callable[..., Any], how: _Recipe) -> Callable[..., Any]:
         if start_span is None:
             return function(*args, **kwargs)
         before = _CONTEXT.get()
-        span = how.start(start_span, before, args, kwargs)
-        _CONTEXT.set(_with_span(before, span))
+        span = start_span(name, before, _made(make, args, kwargs) if make else fixed)
+        _CONTEXT.set(_Context({**before, CURRENT_SPAN: span}))
         try:
             result = function(*args, **kwargs)
         except BaseException as error:
@@ -302,13 +284,14 @@ def _function(function: Callable[..., Any], how: _Recipe) -> Callable[..., Any]:
     return wrapper
 
 
-def _coroutine(function: Callable[..., Coroutine[Any, Any, Any]], how: _Recipe
+def _coroutine(function: Callable[..., Coroutine[Any, Any, Any]], name: str,
+               fixed: Attributes | None, make: Make | None
                ) -> Callable[..., Coroutine[Any, Any, Any]]:
 
     async def call(start_span: StartSpan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         before = _CONTEXT.get()
-        span = how.start(start_span, before, args, kwargs)
-        _CONTEXT.set(_with_span(before, span))
+        span = start_span(name, before, _made(make, args, kwargs) if make else fixed)
+        _CONTEXT.set(_Context({**before, CURRENT_SPAN: span}))
         try:
             result = await function(*args, **kwargs)
         except BaseException as error:
@@ -330,14 +313,15 @@ def _coroutine(function: Callable[..., Coroutine[Any, Any, Any]], how: _Recipe
     return wrapper
 
 
-def _generator(function: Callable[..., AsyncGenerator[Any, Any]], how: _Recipe
+def _generator(function: Callable[..., AsyncGenerator[Any, Any]], name: str,
+               fixed: Attributes | None, make: Make | None
                ) -> Callable[..., AsyncGenerator[Any, Any]]:
 
     async def iterate(start_span: StartSpan, args: Sequence[Any], kwargs: Mapping[str, Any]
                       ) -> AsyncGenerator[Any, Any]:
         before = _CONTEXT.get()
-        span = how.start(start_span, before, args, kwargs)
-        attached = _Attached(_with_span(before, span))
+        span = start_span(name, before, _made(make, args, kwargs) if make else fixed)
+        attached = _Attached(_Context({**before, CURRENT_SPAN: span}))
         items = function(*args, **kwargs)
         step = items.__anext__()
         try:

@@ -14,7 +14,7 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 from opentelemetry.sdk.trace import Span, TracerProvider
 from opentelemetry.trace import Tracer, set_span_in_context
 
-from addrservice.utils.flight_recorder import FlightRecorder, SpanList
+from addrservice.utils.flight_recorder import FlightRecorder, Recording
 from addrservice.utils.tracing import fail
 
 SECOND = 10 ** 9
@@ -45,13 +45,11 @@ class FlightRecorderTest(unittest.TestCase):
 
     def add(self, req_id: str, status: int = 200, time_ms: float = 1.0, route: str | None = '/',
             error: Exception | None = None, **fields: Any) -> None:
-        spans = SpanList(10)
         self.clock += SECOND
-        spans.append(make_span(self.clock))
-        self.recorder.add({
+        self.recorder.add(Recording(make_span(self.clock), 10), {
             'req_id': req_id, 'trace_id': 32 * 'a', 'method': 'GET', 'uri': '/x',
             'ip': '127.0.0.1', 'route': route, 'status': status, 'time_ms': time_ms, **fields},
-            spans, error)
+            error)
 
     def ids(self, kind: str) -> list[str]:
         return [summary['req_id'] for summary in self.recorder.summaries(kind)]
@@ -127,22 +125,20 @@ class FlightRecorderTest(unittest.TestCase):
 
 
 class SpansTest(unittest.TestCase):
-    def document(self, spans: SpanList) -> dict[str, Any]:
+    def document(self, recording: Recording) -> dict[str, Any]:
         recorder = FlightRecorder(1, 1, 1)
-        recorder.add({'req_id': 'x', 'trace_id': 'y', 'method': 'GET', 'uri': '/x?y=z',
-                      'ip': '127.0.0.1', 'route': None, 'status': 200, 'time_ms': 1.0,
-                      'reason': None}, spans)
+        recorder.add(recording, {
+            'req_id': 'x', 'trace_id': 'y', 'method': 'GET', 'uri': '/x?y=z', 'ip': '127.0.0.1',
+            'route': None, 'status': 200, 'time_ms': 1.0, 'reason': None})
         found, = recorder.find('x')
         return dict(json.loads(json.dumps(found)))
 
     def test_times_are_counted_from_the_start_of_the_request(self) -> None:
-        spans = SpanList(10)
         root = make_span(0, 3_000_000)
-        child = make_span(1_000_000, 2_500_000, root, 'read')
-        child_without_end = make_span(2_000_000, None, root)
-        for span in (root, child, child_without_end):
-            spans.append(span)
-        first, second, third = self.document(spans)['spans']
+        recording = Recording(root, 10)
+        recording.append(make_span(1_000_000, 2_500_000, root, 'read'))
+        recording.append(make_span(2_000_000, None, root))
+        first, second, third = self.document(recording)['spans']
         self.assertEqual((first['start_ms'], first['duration_ms'], first['parent_id']),
                          (0, 3.0, None))
         self.assertEqual((second['start_ms'], second['duration_ms'], second['name']),
@@ -155,28 +151,24 @@ class SpansTest(unittest.TestCase):
             'addrservice.req_id': 'x'})
 
     def test_attributes_and_errors_are_shown(self) -> None:
-        spans = SpanList(10)
         span = make_tracer().start_span('x', attributes={'db.query.text': 'SELECT'})
         assert isinstance(span, Span)
         fail(span, KeyError('k'))
-        spans.append(span)
-        shown, = self.document(spans)['spans']
+        shown, = self.document(Recording(span, 10))['spans']
         attributes = shown['attributes']
         self.assertEqual((attributes['db.query.text'], attributes['error.type']),
                          ('SELECT', 'KeyError'))
         self.assertEqual(shown['error'], "KeyError: 'k'")
 
     def test_more_spans_than_are_kept_are_counted(self) -> None:
-        spans = SpanList(2)
-        for _ in range(5):
-            spans.append(make_span(0, 1))
-        document = self.document(spans)
+        recording = Recording(make_span(0, 1), 2)
+        for _ in range(4):
+            recording.append(make_span(0, 1))
+        document = self.document(recording)
         self.assertEqual((len(document['spans']), document['spans_dropped']), (2, 3))
 
     def test_what_the_line_leaves_out_is_left_out(self) -> None:
-        spans = SpanList(1)
-        spans.append(make_span(0))
-        self.assertNotIn('reason', self.document(spans)['line'])
+        self.assertNotIn('reason', self.document(Recording(make_span(0), 1))['line'])
 
 
 if __name__ == '__main__':

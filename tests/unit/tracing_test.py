@@ -21,11 +21,11 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from addrservice.utils import tracing
 from addrservice.utils.logutils import set_log_context
 from addrservice.utils.flight_recorder import ids_of
 from addrservice.utils.tracing import (
-    _Recipe, MAX_DESCRIPTION, Attributes, RequestTrace, Tracing, context_of, outgoing_headers,
-    traced)
+    MAX_DESCRIPTION, Attributes, RequestTrace, Tracing, context_of, outgoing_headers, traced)
 from tests.support import clear_log_context
 
 TRACE_ID, SPAN_ID = '0af7651916cd43dd8448eb211c80319c', 'b7ad6b7169203331'
@@ -45,7 +45,9 @@ class Recorder:
         """Does it as the work of a request."""
         async def request() -> Any:
             span = self.tracer.start_span('request')
-            RequestTrace(span, self.start_span).enter()
+            request = RequestTrace(span, (1, 2, False, trace.TraceFlags(1), None))
+            request.start_span = self.start_span
+            request.enter()
             try:
                 return await work()
             finally:
@@ -112,18 +114,17 @@ class TracedTest(unittest.TestCase):
         async def work() -> list[int]:
             return [double(1), await double_later(2), *[number async for number in count_to(2)]]
 
-        with unittest.mock.patch.object(_Recipe, 'start') as start:
+        with unittest.mock.patch.object(tracing, '_Context') as entered:
             self.assertEqual(asyncio.run(work()), [2, 4, 0, 2])
-        start.assert_not_called()
+        entered.assert_not_called()
 
     def test_in_a_request_that_nobody_collects_it_only_calls(self) -> None:
         async def work() -> int:
             Tracing().begin('request', {}, 0).enter()
-            return await double_later(2)
+            with unittest.mock.patch.object(tracing, '_Context') as entered:
+                return await double_later(2) + entered.call_count
 
-        with unittest.mock.patch.object(_Recipe, 'start') as start:
-            self.assertEqual(asyncio.run(work()), 4)
-        start.assert_not_called()
+        self.assertEqual(asyncio.run(work()), 4)
 
     def test_a_coroutine_function_that_another_decorator_hides_is_timed_to_its_end(self) -> None:
         outer = traced(name='outer')(traced(name='inner')(double_later))
