@@ -13,7 +13,6 @@ from tornado.web import HTTPError
 from addrservice.errors import AddressChanged
 from addrservice.tornado.base import BaseRequestHandler
 from addrservice.tornado.conditions import Conditions, etag_of
-from addrservice.tornado.messages import put
 from addrservice.tornado.paging import Page
 
 BUFFER_SIZE = 64 * 1024
@@ -32,7 +31,7 @@ class AddressBookRequestHandler(BaseRequestHandler):
         """Adds an entry; ``Location`` says where it is now."""
         key = await self.service.create_address(self.read_entry())
         self.set_status(201)
-        put(self._headers, 'Etag', etag_of(key.version))
+        self._headers.fields['Etag'] = etag_of(key.version)
         # Under the name that was used: the book has two.
         self.set_header('Location', f'{self.request.path.rstrip("/")}/{key.nickname}')
 
@@ -66,7 +65,7 @@ class AddressBookRequestHandler(BaseRequestHandler):
         link = ''
         if len(documents) > limit:
             link = page.link_to_next(self.request.path, names[limit - 1])
-            put(self._headers, 'Link', link)
+            self._headers.fields['Link'] = link
         self.etag = etag_of(_digest(link, versions[:limit]))
         self.finish(_object(names[:limit], documents[:limit]))
 
@@ -131,13 +130,13 @@ class AddressBookEntryRequestHandler(BaseRequestHandler):
         key = await self.service.create_address(self.read_entry(), nickname)
         self.set_status(201)
         self.set_header('Location', self.request.path.rstrip('/'))
-        put(self._headers, 'Etag', etag_of(key.version))
+        self._headers.fields['Etag'] = etag_of(key.version)
 
     async def _replace(self, nickname: str, conditions: Conditions) -> None:
         if_version = await self._version_to_change(nickname, conditions)
         version = await self.service.update_address(nickname, self.read_entry(), if_version)
         self.set_status(204)
-        put(self._headers, 'Etag', etag_of(version))
+        self._headers.fields['Etag'] = etag_of(version)
 
     def _conditions(self) -> Conditions:
         """

@@ -22,7 +22,7 @@ from addrservice.service import AddressBookService
 from addrservice.tornado.admission import Admission
 from addrservice.tornado.brief_handler import BriefRequestHandler
 from addrservice.tornado.conditions import compressed_etag, is_compressed, read_tags
-from addrservice.tornado.messages import has, put
+from addrservice.tornado.messages import has
 from addrservice.tornado.json_body import (
     parse_json, read_entry, require_json_type, to_json)
 from addrservice.tornado.telemetry import Telemetry
@@ -76,7 +76,7 @@ class BaseRequestHandler(BriefRequestHandler):
         self.admission = admission
         self.event = telemetry.began(self.request, route, self.is_probe)
         admission.enter(self.is_probe)
-        put(self._headers, 'X-Request-Id', self.event.req_id)
+        self._headers.fields['X-Request-Id'] = self.event.req_id
 
     def prepare(self) -> Awaitable[None] | None:
         """Called before the method; a handler may override it with a coroutine."""
@@ -149,7 +149,7 @@ class BaseRequestHandler(BriefRequestHandler):
 
     def set_json_type(self) -> None:
         """The answer is going to be JSON."""
-        put(self._headers, 'Content-Type', 'application/json; charset=UTF-8')
+        self._headers.fields['Content-Type'] = 'application/json; charset=UTF-8'
 
     def finish_json(self, document: object) -> None:
         """Ends the request with a document."""

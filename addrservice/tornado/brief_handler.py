@@ -13,19 +13,21 @@ import logging
 import time
 from asyncio import Future
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import tornado.web
 from tornado import httputil
 from tornado.util import ObjectDict
 from tornado.web import HTTPError, _UIModuleNamespace
 
-from addrservice.tornado.messages import Headers, put
+from addrservice.tornado.messages import Headers
 from addrservice.utils import logutils
 
 
 class BriefRequestHandler(tornado.web.RequestHandler):
     """A request handler that is made, run and ended in few steps."""
+
+    _headers: Headers
 
     etag: str | None = None
     """The tag of the answer to GET or HEAD, if it has one."""
@@ -136,7 +138,7 @@ class BriefRequestHandler(tornado.web.RequestHandler):
                 self.set_status(304)
         body = b''.join(self._write_buffer)
         if self._status_code not in (204, 304):
-            put(self._headers, 'Content-Length', str(len(body)))
+            self._headers.fields['Content-Length'] = str(len(body))
         elif body:
             raise RuntimeError(f'An answer with status {self._status_code} has no body')
         else:
@@ -146,15 +148,16 @@ class BriefRequestHandler(tornado.web.RequestHandler):
     def _send_whole(self, body: bytes, send: Callable[..., Future[None]]) -> Future[None]:
         self._headers_written = True
         for transform in self._transforms:
-            self._status_code, self._headers, body = transform.transform_first_chunk(
+            self._status_code, headers, body = transform.transform_first_chunk(
                 self._status_code, self._headers, body, True)
+            self._headers = cast(Headers, headers)  # which it has added to
         return send(self._status_code, self._reason, self._headers,
                     b'' if self.request.method == 'HEAD' else body)
 
     def set_etag_header(self) -> None:
         """Gives an answer to GET and HEAD its tag; called at the end, by Tornado, too."""
         if self.etag:
-            put(self._headers, 'Etag', self.etag)
+            self._headers.fields['Etag'] = self.etag
 
 
 @functools.lru_cache(maxsize=1)

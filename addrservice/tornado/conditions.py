@@ -9,7 +9,7 @@ import tornado.web
 from tornado import httputil
 from tornado.web import HTTPError
 
-from addrservice.tornado.messages import has, put
+from addrservice.tornado.messages import has
 
 GZIP_SUFFIX = '-gzip'
 """Tells the tag of a compressed answer from that of the plain one. Both are of
@@ -122,7 +122,7 @@ class TaggingGZip(tornado.web.GZipContentEncoding):
     def transform_first_chunk(self, status_code: int, headers: httputil.HTTPHeaders, chunk: bytes,
                               finishing: bool) -> tuple[int, httputil.HTTPHeaders, bytes]:
         if not self._gzipping and not has(headers, 'Vary'):  # as nearly always
-            put(headers, 'Vary', 'Accept-Encoding')
+            headers['Vary'] = 'Accept-Encoding'
             return status_code, headers, chunk
         status_code, headers, chunk = super().transform_first_chunk(
             status_code, headers, chunk, finishing)

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import re
 import zlib
+from typing import cast
 
 from tornado import httputil
 from tornado.web import HTTPError
+
+from addrservice.tornado.messages import Headers
 
 MAX_HEADER_FIELDS = 100
 MAX_TARGET_LENGTH = 8 * 1024
@@ -36,8 +39,7 @@ def can_start_request(byte: bytes) -> bool:
     return _FIRST_BYTE.fullmatch(byte) is not None
 
 
-def parse_head(data: bytes, max_size: int) -> tuple[httputil.RequestStartLine,
-                                                    httputil.HTTPHeaders]:
+def parse_head(data: bytes, max_size: int) -> tuple[httputil.RequestStartLine, Headers]:
     """Reads request line and header fields (RFC 9112 sections 2 to 5).
 
     :param data: everything up to and including the empty line.
@@ -129,11 +131,11 @@ def _parse_start_line(line: str) -> httputil.RequestStartLine:
     return start_line
 
 
-def _parse_fields(text: str) -> httputil.HTTPHeaders:
+def _parse_fields(text: str) -> Headers:
     if text.count('\r\n') > MAX_HEADER_FIELDS + 1:
         raise HTTPError(431, f'There are more than {MAX_HEADER_FIELDS} header fields')
     try:
-        return httputil.HTTPHeaders.parse(text)
+        return cast(Headers, Headers.parse(text))
     except httputil.HTTPInputError as error:
         raise HTTPError(400, 'A header field cannot be read') from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tornado import httputil
@@ -15,46 +16,77 @@ from tornado.httputil import _normalize_header
 
 
 class Headers(httputil.HTTPHeaders):
-    """Header fields; none to begin with."""
+    """Header fields; none to begin with. They lie in one dictionary, where Tornado's own has two,
+    and a list for each field."""
 
-    _has_many = False
-    """Whether a name may have more than one value."""
+    _lists: Mapping[str, Sequence[str]] = {}
+    """Of names that have more than one value, those values. Never changed, only replaced."""
 
-    def __init__(self) -> None:
-        # As in Tornado's constructor, which looks for fields in its arguments then.
-        self._as_list = {}
-        self._combined_cache = {}
+    def __init__(self, fields: dict[str, str] | None = None) -> None:
+        """
+        :param fields: its `fields`; becomes its own.
+        """
+        self.fields: dict[str, str] = {} if fields is None else fields
+        """The values by name, as Tornado writes names: ``Etag``; several of one name are joined by
+        commas. A field may be set here, too."""
 
     def copy(self) -> Headers:
-        copied = Headers()
-        # The lists in it are nowhere changed, only replaced.
-        copied._as_list = self._as_list.copy()
-        copied._combined_cache = self._combined_cache.copy()
-        if self._has_many:
-            copied._has_many = True
+        copied = Headers(self.fields.copy())
+        if self._lists:
+            copied._lists = self._lists
         return copied
 
+    __copy__ = copy
+
     def add(self, name: str, value: str, **how: Any) -> None:
-        if name in self:
-            self._has_many = True
-            self._as_list[_normalize_header(name)] = self.get_list(name)
-        super().add(name, value, **how)
+        values = self.get_list(name)
+        if not values:
+            return super().add(name, value, **how)
+        httputil.HTTPHeaders().add(name, value, **how)  # raises for what is no value
+        values.append(value)
+        self[name] = ','.join(values)
+        self._lists = {**self._lists, _normalize_header(name): values}
 
     def get_list(self, name: str) -> list[str]:
-        return super().get_list(name)[:]
+        name = _normalize_header(name)
+        return self._values(name, self.fields[name]) if name in self.fields else []
 
-    def __contains__(self, name: object) -> bool:
-        return _normalize_header(name) in self._as_list
+    def get_all(self) -> Iterable[tuple[str, str]]:
+        if not self._lists:
+            return self.fields.items()
+        return [(name, each) for name, value in self.fields.items()
+                for each in self._values(name, value)]
+
+    def _values(self, name: str, value: str) -> list[str]:
+        values = self._lists.get(name, (value,))
+        return [*values] if ','.join(values) == value else [value]  # which has replaced them
 
     def lines(self) -> str:
         """All fields as they are sent."""
-        if self._has_many or not self._as_list:
-            return ''.join([f'{name}: {value}\r\n' for name, value in self.get_all()])
-        return '\r\n'.join(map(': '.join, self._combined_cache.items())) + '\r\n'
+        lines = list(map(': '.join, self.get_all()))
+        return '\r\n'.join([*lines, '']) if lines else ''
+
+    def __getitem__(self, name: str) -> str:
+        return self.fields[_normalize_header(name)]
+
+    def __setitem__(self, name: str, value: str) -> None:
+        self.fields[_normalize_header(name)] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self.fields[_normalize_header(name)]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and _normalize_header(name) in self.fields
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.fields)
 
     def get(self, name: str, default: Any = None) -> Any:
         """As of any mapping; but no exception is made and caught for a field that is not there."""
-        return self[name] if name in self else default
+        return self.fields.get(_normalize_header(name), default)
 
 
 def has(headers: httputil.HTTPHeaders, name: str) -> bool:
@@ -62,28 +94,24 @@ def has(headers: httputil.HTTPHeaders, name: str) -> bool:
 
     :param name: as Tornado writes it: ``Etag``.
     """
-    return name in headers._as_list
-
-
-def put(headers: httputil.HTTPHeaders, name: str, value: str) -> None:
-    """Sets a field as ``headers[name] = value`` does, without a look at the name.
-
-    :param name: as Tornado writes it: ``Etag``.
-    """
-    headers._as_list[name] = [value]
-    headers._combined_cache[name] = value
+    return name in (headers.fields if isinstance(headers, Headers) else headers)
 
 
 class Request(httputil.HTTPServerRequest):
     """What a handler is given."""
 
-    def __init__(self, connection: Any, start_line: httputil.RequestStartLine,
-                 headers: httputil.HTTPHeaders) -> None:
+    # Of nearly every request; of others they are set.
+    body = b''
+    server_connection = None
+    _finish_time = None
+
+    def __init__(self, connection: Any, start_line: httputil.RequestStartLine, headers: Headers
+                 ) -> None:
         """
         :param connection: takes the answer; with a ``context`` that tells who asks.
         :raises HTTPInputError: its Host or its query string makes no sense.
         """
-        host = headers._combined_cache.get('Host')
+        host = headers.fields.get('Host')
         if host is None:
             super().__init__(connection=connection, start_line=start_line, headers=headers)
             return
@@ -92,13 +120,36 @@ class Request(httputil.HTTPServerRequest):
         self.headers, self.connection = headers, connection
         self.remote_ip, self.protocol = connection.context
         self.host, self.host_name = host, _host_name(host)
-        self.path, _, self.query = start_line.path.partition('?')
-        self.arguments, self.query_arguments, self.body_arguments = {}, {}, {}
+        self.path, _, self.query = self.uri.partition('?')
         if self.query:
-            for name, values in _arguments(self.query).items():
-                self.arguments[name], self.query_arguments[name] = values[:], values[:]
-        self.body, self.files, self.server_connection = b'', {}, None
-        self._start_time, self._finish_time = time.time(), None
+            self.query_arguments = _copied(_arguments(self.query))
+        self._start_time = time.time()
+
+    # Tornado sets these four for each request, which the type checker knows; few ask for them.
+
+    @functools.cached_property
+    def query_arguments(self) -> dict[str, list[bytes]]:  # type: ignore[override]
+        """What the query says; nothing here, or it would have been set."""
+        return {}
+
+    @functools.cached_property
+    def arguments(self) -> dict[str, list[bytes]]:  # type: ignore[override]
+        """What the query and the body say; of bodies nothing, before one is parsed as a form."""
+        return _copied(_arguments(self.query)) if self.query else {}
+
+    @functools.cached_property
+    def body_arguments(self) -> dict[str, list[bytes]]:  # type: ignore[override]
+        """What the body says; nothing, before it is parsed as a form."""
+        return {}
+
+    @functools.cached_property
+    def files(self) -> dict[str, list[httputil.HTTPFile]]:  # type: ignore[override]
+        """What a form has brought."""
+        return {}
+
+
+def _copied(arguments: Mapping[str, list[bytes]]) -> dict[str, list[bytes]]:
+    return {name: values[:] for name, values in arguments.items()}
 
 
 @functools.lru_cache(maxsize=256)

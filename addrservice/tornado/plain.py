@@ -39,7 +39,7 @@ class PlainRequest(NamedTuple):
     """A request as it stands in the input."""
 
     start_line: httputil.RequestStartLine
-    headers: httputil.HTTPHeaders
+    headers: Headers
     body: bytes
     closes: bool
     """Whether the connection ends with it."""

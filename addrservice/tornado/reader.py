@@ -16,7 +16,7 @@ from tornado.web import HTTPError
 
 from addrservice.tornado import framing
 from addrservice.tornado.exchange import Exchange
-from addrservice.tornado.messages import Request
+from addrservice.tornado.messages import Headers, Request
 
 READ_SIZE = 64 * 1024
 MAX_CHUNK_LINE = 4 * 1024
@@ -119,7 +119,7 @@ class RequestReader:
         self.limits = limits
         self.exchange = exchange
         self.request: httputil.HTTPServerRequest = Request(
-            exchange, exchange.request_start_line, httputil.HTTPHeaders())
+            exchange, exchange.request_start_line, Headers())
         """The request, as far as it is known."""
         self.unread_input = True
         """Whether the client may be sending something that nobody will read."""
@@ -261,7 +261,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def request_for(exchange: Exchange, start_line: httputil.RequestStartLine,
-                headers: httputil.HTTPHeaders, closes: bool, trusted: Sequence[Network]
+                headers: Headers, closes: bool, trusted: Sequence[Network]
                 ) -> httputil.HTTPServerRequest:
     """The request that has this head; the exchange is told what there is to answer.
 

@@ -16,9 +16,10 @@ from tornado import httputil
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 from addrservice.tornado.exchange import Peer
-from addrservice.tornado.messages import Headers, Request, put
+from addrservice.tornado.messages import Headers, Request, has
 
-FIELDS = (('host', 'example.org'), ('X-Request-ID', 'a'), ('accept', 'x'), ('Accept', 'y'))
+FIELDS = (('host', 'example.org'), ('X-Request-ID', 'a'), ('accept', 'x'), ('Accept', 'y'),
+          ('Empty', ''))
 
 
 class Connection:
@@ -36,13 +37,23 @@ class HeadersTest(unittest.TestCase):
 
     def test_they_hold_the_same_under_the_same_names(self) -> None:
         self.assertEqual(list(self.ours.get_all()), list(self.tornados.get_all()))
-        self.assertEqual(vars(Headers()), vars(HTTPHeaders()))
+        self.assertEqual((4, list(self.ours)), (len(self.ours), list(self.tornados)))
+        self.assertEqual(str(self.ours), str(self.tornados))
         for name in ('Host', 'hOST', 'x-request-id', 'ACCEPT', 'Accept-Encoding', ''):
             with self.subTest(name=name):
                 self.assertEqual(name in self.ours, name in self.tornados)
                 self.assertEqual(self.ours.get(name), self.tornados.get(name))
                 self.assertEqual(self.ours.get(name, 'z'), self.tornados.get(name, 'z'))
                 self.assertEqual(self.ours.get_list(name), self.tornados.get_list(name))
+        for name in ('Host', 'Accept', 'Etag'):
+            self.assertEqual(has(self.ours, name), has(self.tornados, name))
+        self.assertNotIn(7, self.ours)
+
+    def test_what_is_no_field_is_refused_whether_or_not_there_is_one(self) -> None:
+        for headers in (self.ours, self.tornados):
+            for name, value in (('Accept', 'a\nb'), ('Other', 'a\0b'), ('a b', 'x')):
+                with self.subTest(name), self.assertRaises(httputil.HTTPInputError):
+                    headers.add(name, value)
 
     def test_a_copy_holds_the_same_and_is_another(self) -> None:
         copied = self.ours.copy()
@@ -76,13 +87,18 @@ class HeadersTest(unittest.TestCase):
 
     def test_what_is_put_has_replaced_what_was_there(self) -> None:
         self.assertEqual(self.ours['Accept'], 'x,y')  # and is remembered
-        put(self.ours, 'Accept', 'z')
+        self.ours.fields['Accept'] = 'z'
         self.tornados['Accept'] = 'z'
         self.assertEqual(self.ours['Accept'], 'z')
         self.assertEqual(list(self.ours.get_all()), list(self.tornados.get_all()))
+        for headers in (self.ours, self.tornados):
+            headers.add('accept', 'y')
+        self.assertEqual(self.ours.get_list('Accept'), self.tornados.get_list('Accept'))
+        self.assertEqual('z,y', self.ours['Accept'])
 
     def test_their_lines_are_what_is_sent(self) -> None:
-        lines = 'Host: example.org\r\nX-Request-Id: a\r\nAccept: x\r\nAccept: y\r\n'
+        lines = ('Host: example.org\r\nX-Request-Id: a\r\nAccept: x\r\nAccept: y\r\n'
+                 'Empty: \r\n')
         self.assertEqual(self.ours.lines(), lines)
         self.assertEqual(self.ours['Accept'], 'x,y')  # and is remembered
         for headers in (self.ours, self.ours.copy()):
@@ -90,7 +106,7 @@ class HeadersTest(unittest.TestCase):
         headers = Headers()
         self.assertEqual(headers.lines(), '')
         headers['Host'] = 'x'
-        put(headers, 'Etag', '"a"')
+        headers.fields['Etag'] = '"a"'
         self.assertEqual(headers.lines(), 'Host: x\r\nEtag: "a"\r\n')
         del headers['host']
         self.assertEqual(headers.lines(), 'Etag: "a"\r\n')
@@ -106,14 +122,15 @@ class RequestTest(unittest.TestCase):
     def attributes(self, kind: type[HTTPServerRequest], start_line: RequestStartLine,
                    host: str | None) -> dict[str, Any]:
         """All that a request has, or the error that there is none."""
-        headers = HTTPHeaders() if host is None else HTTPHeaders({'Host': host})
+        headers = Headers({} if host is None else {'Host': host})
         try:
-            made = Request(Connection, start_line, headers) if kind is Request else (
-                HTTPServerRequest(connection=Connection, start_line=start_line,  # type: ignore
-                                  headers=headers))
+            other = HTTPServerRequest(connection=Connection, start_line=start_line,  # type: ignore
+                                      headers=headers)
+            made = Request(Connection, start_line, headers) if kind is Request else other
         except httputil.HTTPInputError as error:
             return {'error': str(error)}
-        return {**vars(made), '_start_time': None, 'age': round(time.time() - made._start_time)}
+        has = {name: getattr(made, name) for name in vars(other)}
+        return {**has, '_start_time': None, 'age': round(time.time() - made._start_time)}
 
     def test_it_has_the_attributes_of_tornados_or_is_refused_as_that_is(self) -> None:
         for target in ('/', '/a/b', '/a%20b;c', '/a?', '/a?b=c&b=d&e', '/a?b&b=%41+%ff',
@@ -129,7 +146,7 @@ class RequestTest(unittest.TestCase):
     def test_two_requests_share_nothing_that_can_be_changed(self) -> None:
         for target, sent in (('/', {}), ('/?a=b', {'a': [b'b']})):
             start_line = RequestStartLine('GET', target, 'HTTP/1.1')
-            one, other = (Request(Connection, start_line, HTTPHeaders({'Host': 'x'}))
+            one, other = (Request(Connection, start_line, Headers({'Host': 'x'}))
                           for _ in range(2))
             one.arguments.setdefault('a', []).append(b'c')
             with self.subTest(target=target):
