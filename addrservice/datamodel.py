@@ -71,10 +71,14 @@ _find_doubtful = re.compile(rf'[\x7F-\x9F]|\\[^"\\]|:"[{_SPACES}]*"').search
 JSON, C0 controls stand behind a backslash, and a quote that belongs to a text does, too."""
 
 
+_find_odd_start = re.compile(':"[ "]').search
+"""Of a value that is a text: it begins with a space, or with its end."""
+
+
 def _is_doubtful(text: str) -> bool:
     """Look for what `_find_doubtful` finds; in nearly all entries there is no sign of it."""
     is_printable = '\x7f' not in text if text.isascii() else text.isprintable()
-    has_signs = not is_printable or '\\' in text or ':" ' in text or ':""' in text
+    has_signs = not is_printable or '\\' in text or _find_odd_start(text) is not None
     return has_signs and _find_doubtful(text) is not None
 
 

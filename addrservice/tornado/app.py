@@ -158,8 +158,9 @@ class RoutedApplication(tornado.web.Application):
             'service': service, 'telemetry': telemetry, 'admission': admission}
         self._arguments = {route: {**self.shared, 'route': route.template} for route in routes}
         super().__init__(default_handler_class=DefaultRequestHandler,
-                         default_handler_args=self.shared, log_function=log_request,
-                         transforms=[TaggingGZip], **settings)
+                         default_handler_args=self.shared, transforms=[TaggingGZip], **settings)
+
+    log_request = staticmethod(log_request)
 
     def find_handler(  # type: ignore[override]  # Tornado names a class of its own
             self, request: httputil.HTTPServerRequest, **kwargs: Any

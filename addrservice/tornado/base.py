@@ -22,7 +22,6 @@ from addrservice.service import AddressBookService
 from addrservice.tornado.admission import Admission
 from addrservice.tornado.brief_handler import BriefRequestHandler
 from addrservice.tornado.conditions import compressed_etag, is_compressed, read_tags
-from addrservice.tornado.messages import has
 from addrservice.tornado.json_body import (
     parse_json, read_entry, require_json_type, to_json)
 from addrservice.tornado.telemetry import Telemetry
@@ -135,7 +134,7 @@ class BaseRequestHandler(BriefRequestHandler):
 
     def check_etag_header(self) -> bool:
         """Whether the client has that answer, so that it is 304; called by Tornado."""
-        if not has(self.request.headers, 'If-None-Match'):
+        if 'If-None-Match' not in self.request.headers.fields:
             return False
         etag = self._headers.get('Etag')
         tags = read_tags(self.request.headers, 'If-None-Match') if etag else None

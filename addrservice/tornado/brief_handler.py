@@ -20,13 +20,14 @@ from tornado import httputil
 from tornado.util import ObjectDict
 from tornado.web import HTTPError, _UIModuleNamespace
 
-from addrservice.tornado.messages import Headers
+from addrservice.tornado.messages import Headers, Request
 from addrservice.utils import logutils
 
 
 class BriefRequestHandler(tornado.web.RequestHandler):
     """A request handler that is made, run and ended in few steps."""
 
+    request: Request
     _headers: Headers
 
     etag: str | None = None
@@ -41,7 +42,9 @@ class BriefRequestHandler(tornado.web.RequestHandler):
         :param arguments: for `initialize`.
         """
         # All that Tornado's own sets; what only templates need is made when one is rendered.
-        self.application, self.request = application, request
+        self.application, self.request = application, cast(Request, request)
+        if request.headers.__class__ is not Headers:  # it has come to a server of Tornado's
+            request.headers = Headers.of(request.headers)
         self._headers_written = self._finished = False
         self._transforms = []
         self.clear()

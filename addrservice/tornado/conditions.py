@@ -9,7 +9,7 @@ import tornado.web
 from tornado import httputil
 from tornado.web import HTTPError
 
-from addrservice.tornado.messages import has
+from addrservice.tornado.messages import Headers
 
 GZIP_SUFFIX = '-gzip'
 """Tells the tag of a compressed answer from that of the plain one. Both are of
@@ -61,11 +61,11 @@ class Conditions(NamedTuple):
     if_none_match: Tags | None
 
     @classmethod
-    def of(cls, headers: httputil.HTTPHeaders) -> Conditions:
+    def of(cls, headers: Headers) -> Conditions:
         """
         :raises HTTPError: 400, a header holds something else than entity tags.
         """
-        if not has(headers, 'If-Match') and not has(headers, 'If-None-Match'):
+        if _CONDITIONAL.isdisjoint(headers.fields):
             return NO_CONDITIONS
         return cls(read_tags(headers, 'If-Match'), read_tags(headers, 'If-None-Match'))
 
@@ -89,6 +89,7 @@ class Conditions(NamedTuple):
 
 
 NO_CONDITIONS = Conditions(None, None)
+_CONDITIONAL = frozenset(('If-Match', 'If-None-Match'))
 
 
 def read_tags(headers: httputil.HTTPHeaders, name: str) -> Tags | None:
@@ -116,12 +117,12 @@ class TaggingGZip(tornado.web.GZipContentEncoding):
 
     def __init__(self, request: httputil.HTTPServerRequest) -> None:
         self._gzipping = False
-        if has(request.headers, 'Accept-Encoding'):
+        if 'Accept-Encoding' in request.headers:
             super().__init__(request)
 
     def transform_first_chunk(self, status_code: int, headers: httputil.HTTPHeaders, chunk: bytes,
                               finishing: bool) -> tuple[int, httputil.HTTPHeaders, bytes]:
-        if not self._gzipping and not has(headers, 'Vary'):  # as nearly always
+        if not self._gzipping and 'Vary' not in headers:  # as nearly always
             headers['Vary'] = 'Accept-Encoding'
             return status_code, headers, chunk
         status_code, headers, chunk = super().transform_first_chunk(

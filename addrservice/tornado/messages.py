@@ -38,6 +38,14 @@ class Headers(httputil.HTTPHeaders):
 
     __copy__ = copy
 
+    @classmethod
+    def of(cls, headers: httputil.HTTPHeaders) -> Headers:
+        """Headers of this kind, with what others hold."""
+        ours = cls()
+        for name, value in headers.get_all():
+            ours.add(name, value)
+        return ours
+
     def add(self, name: str, value: str, **how: Any) -> None:
         values = self.get_list(name)
         if not values:
@@ -89,16 +97,10 @@ class Headers(httputil.HTTPHeaders):
         return self.fields.get(_normalize_header(name), default)
 
 
-def has(headers: httputil.HTTPHeaders, name: str) -> bool:
-    """Whether a field is there, as ``name in headers`` tells, without a look at the name.
-
-    :param name: as Tornado writes it: ``Etag``.
-    """
-    return name in (headers.fields if isinstance(headers, Headers) else headers)
-
-
 class Request(httputil.HTTPServerRequest):
     """What a handler is given."""
+
+    headers: Headers
 
     # Of nearly every request; of others they are set.
     body = b''

@@ -48,6 +48,11 @@ class PlainRequest(NamedTuple):
     """Bytes that it takes in the input."""
 
 
+# The constructors that named tuples have are functions in Python.
+_make_request = functools.partial(tuple.__new__, PlainRequest)
+_make_line = functools.partial(tuple.__new__, httputil.RequestStartLine)
+
+
 class Fields(NamedTuple):
     """Header fields that are plain."""
 
@@ -73,18 +78,15 @@ def read_plain(data: bytes, limits: Limits) -> PlainRequest | None:
     head_end = data.find(END_OF_HEAD, start - 2) + len(END_OF_HEAD)
     if not start < head_end <= limits.max_header_size:
         return None
-    fields = _fields_of(data[start:head_end])
+    lines = data[start:head_end]
+    fields = _remembered(lines) if len(lines) <= MAX_REMEMBERED_SIZE else _parse(lines)
     if fields is None or fields.length > min(limits.max_body_size, len(data) - head_end):
         return None
     method, target = line.groups()
     end = head_end + fields.length
-    return PlainRequest(
-        httputil.RequestStartLine(method.decode(), target.decode(), 'HTTP/1.1'),
-        fields.headers.copy(), data[head_end:end], fields.closes, end)
-
-
-def _fields_of(data: bytes) -> Fields | None:
-    return _remembered(data) if len(data) <= MAX_REMEMBERED_SIZE else _parse(data)
+    return _make_request((
+        _make_line((method.decode(), target.decode(), 'HTTP/1.1')),
+        fields.headers.copy(), data[head_end:end], fields.closes, end))
 
 
 @functools.lru_cache(maxsize=512)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import itertools
 import logging
 import operator
@@ -13,10 +14,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tornado import httputil
-
 from addrservice.errors import Overloaded, StorageUnavailable
-from addrservice.tornado.messages import has
+from addrservice.tornado.messages import Headers, Request
 from addrservice.utils import logutils
 from addrservice.utils.metrics import METHODS, Metrics
 from addrservice.utils.tracing import RequestTrace, Tracing
@@ -28,13 +27,15 @@ _WENT_WELL = (
 _SANE_REQUEST_ID = re.compile(r'[A-Za-z0-9._:-]{1,64}')
 
 
-def request_id(headers: httputil.HTTPHeaders) -> str:
+def request_id(headers: Headers) -> str:
     """The client's own X-Request-ID if it is fit for logs, else a new one."""
-    if has(headers, 'X-Request-Id') and _SANE_REQUEST_ID.fullmatch(headers['X-Request-Id']):
-        return headers['X-Request-Id']
+    sent = headers.fields.get('X-Request-Id')
+    if sent and _SANE_REQUEST_ID.fullmatch(sent):
+        return sent
     return f'{random.getrandbits(128):032x}'
 
 
+@functools.lru_cache(maxsize=64)
 def span_name(method: str, route: str | None) -> str:
     """What a request's span is called: nothing that a client may choose
     (https://opentelemetry.io/docs/specs/semconv/http/http-spans/#name)."""
@@ -123,7 +124,7 @@ class Telemetry:
             logutils.log(self.logger, logging.WARNING, message='CONNECTION REFUSED', ip=ip,
                          reason='Too many connections')
 
-    def began(self, request: httputil.HTTPServerRequest, route: str | None, is_probe: bool
+    def began(self, request: Request, route: str | None, is_probe: bool
               ) -> RequestEvent:
         """Takes note of a request; each one must end in `ended`.
 

@@ -19,6 +19,7 @@ from tornado.web import HTTPError
 from addrservice.database.records import new_version
 from addrservice.tornado.conditions import (
     ANY, GZIP_SUFFIX, Conditions, TaggingGZip, Tags, etag_of, read_tags)
+from addrservice.tornado.messages import Headers
 
 VERSION, OTHER = '0123456789abcdef', 'fedcba9876543210'
 TAG, STALE = f'"{VERSION}"', f'"{OTHER}"'
@@ -105,8 +106,8 @@ LONG = {
 """What is accepted, however long."""
 
 
-def headers_of(value: str | None, name: str = 'If-Match') -> httputil.HTTPHeaders:
-    headers = httputil.HTTPHeaders()
+def headers_of(value: str | None, name: str = 'If-Match') -> Headers:
+    headers = Headers()
     if value is not None:
         headers.add(name, value)
     return headers

@@ -15,8 +15,7 @@ from typing import Any
 if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tornado.httputil import HTTPHeaders
-
+from addrservice.tornado.messages import Headers
 from addrservice.tornado.telemetry import RequestEvent, Telemetry, request_id
 from addrservice.utils.logutils import (
     MAX_VALUE_LENGTH, get_log_context, logfmt, set_log_context)
@@ -43,17 +42,17 @@ class RequestIdTest(unittest.TestCase):
     def test_a_sane_id_is_taken_over(self) -> None:
         for given in SANE_IDS:
             with self.subTest(given=given):
-                self.assertEqual(request_id(HTTPHeaders({'X-Request-ID': given})), given)
+                self.assertEqual(request_id(Headers({'X-Request-Id': given})), given)
 
     def test_in_place_of_a_strange_id_or_none_a_new_one_is_made(self) -> None:
-        made = {request_id(HTTPHeaders({'X-Request-ID': given})) for given in STRANGE_IDS}
-        made.add(request_id(HTTPHeaders()))
+        made = {request_id(Headers({'X-Request-Id': given})) for given in STRANGE_IDS}
+        made.add(request_id(Headers()))
         self.assertEqual(len(made), len(STRANGE_IDS) + 1)
         for req_id in made:
             self.assertRegex(req_id, r'\A[0-9a-f]{32}\Z')
 
     def test_two_ids_at_once_are_none(self) -> None:
-        headers = HTTPHeaders()
+        headers = Headers()
         headers.add('X-Request-ID', 'a')
         headers.add('X-Request-ID', 'b')
         self.assertRegex(request_id(headers), r'\A[0-9a-f]{32}\Z')
