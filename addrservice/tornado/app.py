@@ -109,6 +109,9 @@ class HandlerDelegate(httputil.HTTPMessageDelegate):
     Tornado's own delegate lets the handler wait for its body, and goes through all that could
     be awaited else."""
 
+    _body = b''
+    _handler: BaseRequestHandler | None = None
+
     def __init__(self, application: tornado.web.Application, request: httputil.HTTPServerRequest,
                  handler_class: type[BaseRequestHandler], arguments: Mapping[str, Any],
                  path_args: Sequence[bytes]) -> None:
@@ -121,21 +124,19 @@ class HandlerDelegate(httputil.HTTPMessageDelegate):
         self._handler_class = handler_class
         self._arguments = arguments
         self._path_args = path_args
-        self._chunks: list[bytes] = []
-        self._handler: BaseRequestHandler | None = None
 
     def headers_received(self, start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
                          headers: httputil.HTTPHeaders) -> None:
         pass  # they are in the request
 
     def data_received(self, chunk: bytes) -> None:
-        self._chunks.append(chunk)
+        self._body += chunk
 
     def finish(self) -> None:
         """Starts the handler, now that its request is here."""
         request = self._request
-        if self._chunks:
-            request.body = b''.join(self._chunks)
+        if self._body:
+            request.body = self._body
         self._handler = handler = self._handler_class(
             self._application, request, **self._arguments)
         handler._transforms = [make(request) for make in self._application.transforms]

@@ -12,7 +12,7 @@ import functools
 import logging
 import time
 from asyncio import Future
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import tornado.web
@@ -75,31 +75,31 @@ class BriefRequestHandler(tornado.web.RequestHandler):
         :param path_args: of the path, for the method.
         """
         try:
-            await self._answer(path_args)
-        except asyncio.CancelledError as error:
-            if not self.task or not self.task.cancelling():  # something else that it waited for
-                return self._fail(error)
+            method = self.request.method
+            if method not in self.SUPPORTED_METHODS:
+                raise HTTPError(405)
+            self.path_args = [self.decode_argument(arg) for arg in path_args]
+            self._cross_origin_protection()
+            prepared = self.prepare()
+            if prepared is not None:
+                await prepared
             if not self._finished:
-                self._fail(error)  # or the client would wait for ever
-            raise
-        except Exception as error:
+                answered = getattr(self, method.lower())(*self.path_args)
+                if answered is not None:
+                    await answered
+            if not self._finished:
+                self.finish()
+        except (Exception, asyncio.CancelledError) as error:
+            if self._is_to_end(error):
+                if not self._finished:
+                    self._fail(error)  # or the client would wait for ever
+                raise
             self._fail(error)
 
-    async def _answer(self, path_args: Sequence[bytes]) -> None:
-        method = self.request.method
-        if method not in self.SUPPORTED_METHODS:
-            raise HTTPError(405)
-        self.path_args = [self.decode_argument(arg) for arg in path_args]
-        self._cross_origin_protection()
-        prepared = self.prepare()
-        if prepared is not None:
-            await prepared
-        if not self._finished:
-            answered = getattr(self, method.lower())(*self.path_args)
-            if answered is not None:
-                await answered
-        if not self._finished:
-            self.finish()
+    def _is_to_end(self, error: BaseException) -> bool:
+        """Whether this has come from outside, and not from something that was waited for."""
+        is_cancelled = isinstance(error, asyncio.CancelledError)
+        return is_cancelled and self.task is not None and self.task.cancelling() > 0
 
     def _fail(self, error: BaseException) -> None:
         try:
@@ -125,7 +125,14 @@ class BriefRequestHandler(tornado.web.RequestHandler):
         send = getattr(self.request.connection, 'answer', None)
         if not send or self._headers_written or self._finished or hasattr(self, '_new_cookie'):
             return super().finish()
-        sent = self._send_whole(self._whole_body(), send)
+        body = self._whole_body()
+        self._headers_written = True
+        for transform in self._transforms:
+            self._status_code, headers, body = transform.transform_first_chunk(
+                self._status_code, self._headers, body, True)
+            self._headers = cast(Headers, headers)  # which it has added to
+        sent: Future[None] = send(self._status_code, self._reason, self._headers,
+                                  b'' if self.request.method == 'HEAD' else body)
         self._log()
         self._finished = True
         self.on_finish()
@@ -136,7 +143,7 @@ class BriefRequestHandler(tornado.web.RequestHandler):
         """What the answer holds; its header is told of it."""
         if self._status_code == 200 and self.request.method in ('GET', 'HEAD'):
             self.set_etag_header()
-            if self.check_etag_header():
+            if 'If-None-Match' in self.request.headers.fields and self.check_etag_header():
                 self._write_buffer = []
                 self.set_status(304)
         body = b''.join(self._write_buffer)
@@ -147,15 +154,6 @@ class BriefRequestHandler(tornado.web.RequestHandler):
         else:
             self._clear_representation_headers()
         return body
-
-    def _send_whole(self, body: bytes, send: Callable[..., Future[None]]) -> Future[None]:
-        self._headers_written = True
-        for transform in self._transforms:
-            self._status_code, headers, body = transform.transform_first_chunk(
-                self._status_code, self._headers, body, True)
-            self._headers = cast(Headers, headers)  # which it has added to
-        return send(self._status_code, self._reason, self._headers,
-                    b'' if self.request.method == 'HEAD' else body)
 
     def set_etag_header(self) -> None:
         """Gives an answer to GET and HEAD its tag; called at the end, by Tornado, too."""

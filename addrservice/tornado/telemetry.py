@@ -32,7 +32,7 @@ def request_id(headers: Headers) -> str:
     sent = headers.fields.get('X-Request-Id')
     if sent and _SANE_REQUEST_ID.fullmatch(sent):
         return sent
-    return f'{random.getrandbits(128):032x}'
+    return random.randbytes(16).hex()
 
 
 @functools.lru_cache(maxsize=64)
@@ -73,7 +73,7 @@ class RequestEvent:
     def enter(self) -> None:
         """From now on the current task works for this request: its lines carry
         the identity, its spans stand under the request's own."""
-        logutils.set_log_context(**self.identity)
+        logutils.add_log_context(self.identity)
         self.trace.enter()
 
     def line(self, shows_traces: bool) -> Mapping[str, Any]:

@@ -30,7 +30,8 @@ class PushedInput(Input):
         super().__init__()
         self.transport: asyncio.Transport | None = None
         """None: there is none yet, or any more."""
-        self._is_paused = False
+        self.is_paused = False
+        """Whether the transport has been told to fetch nothing."""
         self._waiter: asyncio.Future[None] | None = None
 
     def push(self, data: bytes) -> None:
@@ -38,8 +39,8 @@ class PushedInput(Input):
         self.buffer += data
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
-        elif self.transport and not self._is_paused and len(self.buffer) > READ_SIZE:
-            self._is_paused = True
+        elif self.transport and not self.is_paused and len(self.buffer) > READ_SIZE:
+            self.is_paused = True
             self.transport.pause_reading()
 
     def end(self) -> None:
@@ -60,8 +61,8 @@ class PushedInput(Input):
 
     def resume(self) -> None:
         """Fetches more, if it was not."""
-        if self._is_paused and self.transport:
-            self._is_paused = False
+        if self.is_paused and self.transport:
+            self.is_paused = False
             self.transport.resume_reading()
 
 
@@ -273,7 +274,8 @@ class FastConnection(Connection):
         """Takes the next request, or closes."""
         if not may_go_on:
             return self.close()
-        self.input.resume()
+        if self.input.is_paused:
+            self.input.resume()
         if self.input.buffer:
             # Not now: who has answered is about to write its line.
             asyncio.get_running_loop().call_soon(self._answer_what_waits)

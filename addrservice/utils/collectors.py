@@ -27,9 +27,10 @@ from addrservice.errors import ConfigError
 from addrservice.utils import logutils
 from addrservice.utils.metrics import Metrics
 from addrservice.utils.flight_recorder import MAX_TEXT, Recording, attributes_of, ids_of
-from addrservice.utils.recording import MAX_ATTRIBUTES, SEE_ALL, RecordedTracing
+from addrservice.utils.recording import (
+    MAX_ATTRIBUTES, SEE_ALL, RecordedRequest, RecordedTracing)
 from addrservice.utils.trace_file import TraceEventFile
-from addrservice.utils.tracing import Attributes, RequestTrace, context_of
+from addrservice.utils.tracing import Attributes, RequestTrace, UnrecordedSpan, context_of
 
 FLUSH_SECONDS = 3.0
 """For what has been collected to be handed over at the end."""
@@ -51,8 +52,9 @@ class SampledRequest(RequestTrace, Recording):
         :param tracer: makes the others.
         """
         own = span.get_span_context()
-        RequestTrace.__init__(self, span, (own.trace_id, own.span_id, own.is_remote,
-                                           own.trace_flags, own.trace_state), context)
+        RequestTrace.__init__(self, span, (
+            trace.format_trace_id(own.trace_id), trace.format_span_id(own.span_id),
+            own.trace_flags, own.trace_state), context)
         Recording.__init__(self, span, maximum)
         self._tracer = tracer
 
@@ -100,8 +102,8 @@ class CollectedTracing(RecordedTracing):
             if isinstance(span, Span):  # unless by OTEL_SDK_DISABLED
                 return SampledRequest(span, context, self._max_spans, self._tracer)
         if self._sees_all:
-            return self._record(name, ids, context, start_time)
-        return RequestTrace(trace.NonRecordingSpan(trace.SpanContext(*ids)), ids)
+            return RecordedRequest(name, ids, context, start_time, self._max_spans, self._tell)
+        return RequestTrace(UnrecordedSpan(ids), ids)
 
     def end(self, request: RequestTrace, line: Mapping[str, Any], error: BaseException | None
             ) -> None:

@@ -36,6 +36,14 @@ def get_log_context() -> Mapping[str, object]:
 
 def set_log_context(**fields: object) -> None:
     """Adds fields to every line that the current task will log."""
+    add_log_context(fields)
+
+
+def add_log_context(fields: Mapping[str, object]) -> None:
+    """As `set_log_context`.
+
+    :param fields: are not changed from now on.
+    """
     others = _LOG_CONTEXT.get()
     _LOG_CONTEXT.set({**others, **fields} if others else fields)
 

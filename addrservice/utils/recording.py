@@ -18,7 +18,8 @@ from opentelemetry import trace
 from addrservice.utils.metrics import Metrics
 from addrservice.utils.flight_recorder import MAX_TEXT, FlightRecorder, Recording
 from addrservice.utils.tracing import (
-    CURRENT_SPAN, Attributes, Ids, RequestTrace, Tracing, client_span, context_of, fail, ids_under)
+    CURRENT_SPAN, Attributes, Ids, RequestTrace, Tracing, client_span, context_of, fail, ids_under,
+    span_context)
 
 SEE_ALL = ('ring', 'metrics')
 """The collectors that see every request, whether it is sampled or not."""
@@ -66,8 +67,8 @@ class RecordedSpan(trace.Span):
 
     def get_span_context(self) -> trace.SpanContext:
         # Few spans are ever asked. In one step, as threads may ask at once.
-        return self._span_context or vars(self).setdefault('_span_context', trace.SpanContext(
-            *(self.ids or ids_under(self.parent or trace.INVALID_SPAN_CONTEXT))))
+        return self._span_context or vars(self).setdefault('_span_context', span_context(
+            self.ids or ids_under(self.parent or trace.INVALID_SPAN_CONTEXT)))
 
     def end(self, end_time: int | None = None) -> None:
         if self.end_time is None:
@@ -134,7 +135,10 @@ class RecordedRequest(RequestTrace, Recording):
             span.attributes = _bounded(attributes)
         if self._tell:
             span.tell = self._tell
-        self.append(span)
+        if len(self.spans) < self.maximum:  # as in `append`, and no call
+            self.spans.append(span)
+        else:
+            self.dropped += 1
         return span
 
 
@@ -156,22 +160,19 @@ class RecordedTracing(Tracing):
 
     def begin(self, name: str, headers: Mapping[str, str], start_time: int) -> RequestTrace:
         context = context_of(headers)
-        return self._record(name, self._ids(context), context, start_time)
+        return RecordedRequest(
+            name, self._ids(context), context, start_time, self._max_spans, self._tell)
 
     def end(self, request: RequestTrace, line: Mapping[str, Any], error: BaseException | None
             ) -> None:
-        span = request.span
-        if not isinstance(request, Recording) or not span.is_recording():
+        if not isinstance(request, Recording):
             return
+        span = request.span
         if error is not None and line['status'] >= 500:
             fail(span, error)
         span.end(int(request.started() + line['time_ms'] * 1_000_000))
         if self.recorder:
             self.recorder.add(request, line, error)
-
-    def _record(self, name: str, ids: Ids, context: otel_context.Context, start_time: int
-                ) -> RecordedRequest:
-        return RecordedRequest(name, ids, context, start_time, self._max_spans, self._tell)
 
 
 def _bounded(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,9 +59,10 @@ _NOT_SAMPLED = trace.TraceFlags(trace.TraceFlags.DEFAULT)
 StartSpan = Callable[[str, otel_context.Context, Attributes | None], trace.Span]
 """From a name, a context and attributes to a span under the current one of the context."""
 
-Ids = tuple[int, int, bool, trace.TraceFlags, trace.TraceState | None]
-"""What tells a span from all others, that of its trace and its own first: the arguments of a
-`SpanContext`, for which there is more to check, and which few spans are ever asked for."""
+Ids = tuple[str, str, trace.TraceFlags, trace.TraceState | None]
+"""What tells a span from all others: the ids of its trace and its own in hexadecimal digits,
+and what services tell each other of the trace. A `SpanContext` of them takes more steps, and
+few spans are ever asked for one."""
 
 # Set while the work of a request is recorded.
 _START_SPAN: contextvars.ContextVar[StartSpan | None] = contextvars.ContextVar(
@@ -83,15 +84,24 @@ class RequestTrace:
         """
         self.span = span
         self.context = context
-        trace_id, span_id, *_ = ids
-        self.trace_id = f'{trace_id:032x}'
-        self.span_id = f'{span_id:016x}'
+        self.trace_id, self.span_id, _, _ = ids
 
     def enter(self) -> None:
         """From now on the current task, and those it starts, work for this request."""
         _START_SPAN.set(self.start_span)
         before = _CONTEXT.get() if self.context is None else self.context
         _CONTEXT.set(_Context({**before, CURRENT_SPAN: self.span}))
+
+
+class UnrecordedSpan(trace.NonRecordingSpan):
+    """The span of a request of which nothing is recorded but its ids."""
+
+    def __init__(self, ids: Ids) -> None:
+        self._ids = ids
+
+    @functools.cached_property
+    def _context(self) -> trace.SpanContext:  # type: ignore[override]  # made when asked for
+        return span_context(self._ids)
 
 
 class Tracing:
@@ -120,7 +130,7 @@ class Tracing:
     def identify(self, headers: Mapping[str, str]) -> RequestTrace:
         """As `begin`, for a request of which nothing is recorded."""
         ids = self._ids(context_of(headers))
-        return RequestTrace(trace.NonRecordingSpan(trace.SpanContext(*ids)), ids)
+        return RequestTrace(UnrecordedSpan(ids), ids)
 
     def _ids(self, context: otel_context.Context) -> Ids:
         """Those of a request: under the client's, if it has any; sampled as the client
@@ -128,7 +138,8 @@ class Tracing:
         if context and (parent := client_span(context)).is_valid:
             return ids_under(parent)
         flags = _SAMPLED if random.random() < self._sample_ratio else _NOT_SAMPLED
-        return random.getrandbits(128) or 1, random.getrandbits(64) or 1, _IS_OURS, flags, None
+        digits = random.randbytes(24).hex()
+        return digits[:32], digits[32:], flags, None
 
     def end(self, request: RequestTrace, line: Mapping[str, Any], error: BaseException | None
             ) -> None:
@@ -160,8 +171,14 @@ def client_span(context: otel_context.Context) -> trace.SpanContext:
 
 def ids_under(parent: trace.SpanContext) -> Ids:
     """Those of a new span of this service, in the trace of another."""
-    return (parent.trace_id, random.getrandbits(64) or 1, _IS_OURS, parent.trace_flags,
-            parent.trace_state)
+    return (trace.format_trace_id(parent.trace_id), random.randbytes(8).hex(),
+            parent.trace_flags, parent.trace_state)
+
+
+def span_context(ids: Ids) -> trace.SpanContext:
+    """As OpenTelemetry wants to have them."""
+    trace_id, span_id, flags, state = ids
+    return trace.SpanContext(int(trace_id, 16), int(span_id, 16), _IS_OURS, flags, state)
 
 
 def _is_sane_tracestate(text: str) -> bool:

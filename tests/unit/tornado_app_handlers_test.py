@@ -243,9 +243,9 @@ class AnswerRequestHandler(BaseRequestHandler):
 
     head = post = get
 
-    def _send_whole(self, *args: Any) -> Future[None]:
+    def _whole_body(self) -> bytes:
         self.settings['sent_whole'].append(self.request.path)
-        return super()._send_whole(*args)
+        return super()._whole_body()
 
 
 class TornadosAnswerRequestHandler(AnswerRequestHandler):

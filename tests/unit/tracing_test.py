@@ -45,7 +45,7 @@ class Recorder:
         """Does it as the work of a request."""
         async def request() -> Any:
             span = self.tracer.start_span('request')
-            request = RequestTrace(span, (1, 2, False, trace.TraceFlags(1), None))
+            request = RequestTrace(span, ('1', '2', trace.TraceFlags(1), None))
             request.start_span = self.start_span
             request.enter()
             try:
