@@ -21,7 +21,7 @@ from addrservice.tornado.admin import (
 from addrservice.tornado.admission import Admission
 from addrservice.tornado.base import (
     BaseRequestHandler, DefaultRequestHandler, ErrorRequestHandler, log_request)
-from addrservice.tornado.conditions import TaggingGZip
+from addrservice.tornado.conditions import compression
 from addrservice.tornado.diagnosis import (
     LoggerRequestHandler, LoggersRequestHandler, ProfileRequestHandler, RequestRequestHandler,
     RequestsRequestHandler, TasksRequestHandler)
@@ -159,9 +159,11 @@ class RoutedApplication(tornado.web.Application):
             'service': service, 'telemetry': telemetry, 'admission': admission}
         self._arguments = {route: {**self.shared, 'route': route.template} for route in routes}
         super().__init__(default_handler_class=DefaultRequestHandler,
-                         default_handler_args=self.shared, transforms=[TaggingGZip], **settings)
+                         default_handler_args=self.shared,
+                         transforms=[compression],  # type: ignore[list-item]  # calls are all
+                         **settings)
 
-    log_request = staticmethod(log_request)
+    log_request = staticmethod(log_request)  # type: ignore[assignment]  # handlers are ours
 
     def find_handler(  # type: ignore[override]  # Tornado names a class of its own
             self, request: httputil.HTTPServerRequest, **kwargs: Any

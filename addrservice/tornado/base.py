@@ -259,16 +259,16 @@ class DefaultRequestHandler(ErrorRequestHandler):
         return ', '.join(cls.SUPPORTED_METHODS)
 
 
-def log_request(handler: tornado.web.RequestHandler) -> None:
+def log_request(handler: BaseRequestHandler) -> None:
     """Reports the end of a request; Tornado calls it once for each."""
-    assert isinstance(handler, BaseRequestHandler)
     event, request = handler.event, handler.request
     exchange: Any = request.connection
     event.status = event.status or handler._status_code
     if hasattr(exchange, 'undelivered'):  # one of ours
         event.body_bytes_sent = exchange.body_bytes_sent
         event.body_bytes_received = exchange.body_bytes_received
-        handler.hung_up = handler.hung_up or (exchange.undelivered and event.status < 500)
+        if exchange.undelivered and event.status < 500:
+            handler.hung_up = True
     else:
         event.body_bytes_received = len(request.body)
     if handler.hung_up:

@@ -13,7 +13,7 @@ import logging
 import time
 from asyncio import Future
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import tornado.web
 from tornado import httputil
@@ -42,7 +42,8 @@ class BriefRequestHandler(tornado.web.RequestHandler):
         :param arguments: for `initialize`.
         """
         # All that Tornado's own sets; what only templates need is made when one is rendered.
-        self.application, self.request = application, cast(Request, request)
+        self.application = application
+        self.request = request  # type: ignore[assignment]  # or one with the same
         if request.headers.__class__ is not Headers:  # it has come to a server of Tornado's
             request.headers = Headers.of(request.headers)
         self._headers_written = self._finished = False
@@ -130,7 +131,7 @@ class BriefRequestHandler(tornado.web.RequestHandler):
         for transform in self._transforms:
             self._status_code, headers, body = transform.transform_first_chunk(
                 self._status_code, self._headers, body, True)
-            self._headers = cast(Headers, headers)  # which it has added to
+            self._headers = headers  # type: ignore[assignment]  # ours, which it has added to
         sent: Future[None] = send(self._status_code, self._reason, self._headers,
                                   b'' if self.request.method == 'HEAD' else body)
         self._log()

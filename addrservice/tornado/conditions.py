@@ -115,18 +115,28 @@ class TaggingGZip(tornado.web.GZipContentEncoding):
 
     CONTENT_TYPES = {*tornado.web.GZipContentEncoding.CONTENT_TYPES, 'application/openmetrics-text'}
 
-    def __init__(self, request: httputil.HTTPServerRequest) -> None:
-        self._gzipping = False
-        if 'Accept-Encoding' in request.headers:
-            super().__init__(request)
-
     def transform_first_chunk(self, status_code: int, headers: httputil.HTTPHeaders, chunk: bytes,
                               finishing: bool) -> tuple[int, httputil.HTTPHeaders, bytes]:
-        if not self._gzipping and 'Vary' not in headers:  # as nearly always
-            headers['Vary'] = 'Accept-Encoding'
-            return status_code, headers, chunk
         status_code, headers, chunk = super().transform_first_chunk(
             status_code, headers, chunk, finishing)
         if 'Content-Encoding' in headers and 'Etag' in headers:
             headers['Etag'] = compressed_etag(headers['Etag'])
         return status_code, headers, chunk
+
+
+class Varying(tornado.web.OutputTransform):
+    """Says that other clients may get an answer compressed."""
+
+    def transform_first_chunk(self, status_code: int, headers: httputil.HTTPHeaders, chunk: bytes,
+                              finishing: bool) -> tuple[int, httputil.HTTPHeaders, bytes]:
+        varies = headers.get('Vary')
+        headers['Vary'] = f'{varies}, Accept-Encoding' if varies else 'Accept-Encoding'
+        return status_code, headers, chunk
+
+
+def compression(request: httputil.HTTPServerRequest) -> tornado.web.OutputTransform:
+    """What is done to the answer to a request: one of Tornado's transforms."""
+    return TaggingGZip(request) if 'Accept-Encoding' in request.headers else _VARYING
+
+
+_VARYING = Varying(None)  # type: ignore[arg-type]  # which asks for a request, and does without

@@ -71,8 +71,8 @@ class Headers(httputil.HTTPHeaders):
 
     def lines(self) -> str:
         """All fields as they are sent."""
-        lines = list(map(': '.join, self.get_all()))
-        return '\r\n'.join([*lines, '']) if lines else ''
+        fields = self.get_all() if self._lists else self.fields.items()
+        return '\r\n'.join(map(': '.join, fields)) + '\r\n' if fields else ''
 
     def __getitem__(self, name: str) -> str:
         return self.fields[_normalize_header(name)]

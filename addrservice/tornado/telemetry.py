@@ -32,7 +32,7 @@ def request_id(headers: Headers) -> str:
     sent = headers.fields.get('X-Request-Id')
     if sent and _SANE_REQUEST_ID.fullmatch(sent):
         return sent
-    return random.randbytes(16).hex()
+    return '%032x' % random.getrandbits(128)
 
 
 @functools.lru_cache(maxsize=64)
@@ -199,6 +199,8 @@ def _tell(fault: Exception) -> None:
 def _count(event: RequestEvent, metrics: Metrics) -> None:
     metrics.request_ended(event.method, event.route, event.status, event.time_ms / 1000,
                           event.body_bytes_received, event.body_bytes_sent, event.trace.trace_id)
+    if event.error is None:
+        return
     if isinstance(event.error, Overloaded):
         metrics.refused('overloaded')
     elif isinstance(event.error, StorageUnavailable):
@@ -206,11 +208,9 @@ def _count(event: RequestEvent, metrics: Metrics) -> None:
 
 
 def _level(event: RequestEvent) -> int:
-    if event.status >= 500:
-        return logging.ERROR
-    if event.status >= 400:
-        return logging.WARNING
-    return logging.DEBUG if event.is_probe else logging.INFO
+    if event.status < 400:
+        return logging.DEBUG if event.is_probe else logging.INFO
+    return logging.WARNING if event.status < 500 else logging.ERROR
 
 
 def _text_of(event: RequestEvent) -> str | None:

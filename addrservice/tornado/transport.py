@@ -83,9 +83,10 @@ class TransportStream(asyncio.Protocol):
         self._sent.set_result(None)
 
     def write(self, data: bytes) -> asyncio.Future[None]:
-        if self._transport is None or self.closed():
+        transport = self._transport
+        if transport is None or self._is_closed or transport.is_closing():
             raise StreamClosedError
-        self._transport.write(data)
+        transport.write(data)
         return self._sent
 
     def closed(self) -> bool:

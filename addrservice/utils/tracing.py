@@ -138,7 +138,7 @@ class Tracing:
         if context and (parent := client_span(context)).is_valid:
             return ids_under(parent)
         flags = _SAMPLED if random.random() < self._sample_ratio else _NOT_SAMPLED
-        digits = random.randbytes(24).hex()
+        digits = '%048x' % random.getrandbits(192)
         return digits[:32], digits[32:], flags, None
 
     def end(self, request: RequestTrace, line: Mapping[str, Any], error: BaseException | None
@@ -171,7 +171,7 @@ def client_span(context: otel_context.Context) -> trace.SpanContext:
 
 def ids_under(parent: trace.SpanContext) -> Ids:
     """Those of a new span of this service, in the trace of another."""
-    return (trace.format_trace_id(parent.trace_id), random.randbytes(8).hex(),
+    return (trace.format_trace_id(parent.trace_id), '%016x' % random.getrandbits(64),
             parent.trace_flags, parent.trace_state)
 
 

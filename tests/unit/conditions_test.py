@@ -18,7 +18,7 @@ from tornado.web import HTTPError
 
 from addrservice.database.records import new_version
 from addrservice.tornado.conditions import (
-    ANY, GZIP_SUFFIX, Conditions, TaggingGZip, Tags, etag_of, read_tags)
+    ANY, GZIP_SUFFIX, Conditions, TaggingGZip, Tags, compression, etag_of, read_tags)
 from addrservice.tornado.messages import Headers
 
 VERSION, OTHER = '0123456789abcdef', 'fedcba9876543210'
@@ -333,19 +333,20 @@ class ConditionsTests(unittest.TestCase):
         self.assertFalse(Conditions(None, ONLY_WEAK).ask_to_create())
 
 
-class TaggingGZipTests(unittest.TestCase):
+class CompressionTests(unittest.TestCase):
     """The tag of an answer, as the transform leaves it."""
 
     LONG_ENOUGH = TaggingGZip.MIN_LENGTH
 
-    def transformed(self, accepted: str, size: int = LONG_ENOUGH,
+    def transformed(self, accepted: str | None, size: int = LONG_ENOUGH,
                     **fields: str) -> httputil.HTTPHeaders:
         request = httputil.HTTPServerRequest(
             start_line=httputil.RequestStartLine('GET', '/', 'HTTP/1.1'),
-            headers=httputil.HTTPHeaders({'Host': 'x', 'Accept-Encoding': accepted}))
+            headers=httputil.HTTPHeaders({
+                'Host': 'x', **({} if accepted is None else {'Accept-Encoding': accepted})}))
         headers = httputil.HTTPHeaders({'Content-Type': 'application/json; charset=UTF-8',
                                         **fields})
-        return TaggingGZip(request).transform_first_chunk(200, headers, b'a' * size, True)[1]
+        return compression(request).transform_first_chunk(200, headers, b'a' * size, True)[1]
 
     def test_a_compressed_answer_has_the_tag_with_the_suffix(self) -> None:
         headers = self.transformed('gzip', Etag=TAG)
@@ -354,10 +355,16 @@ class TaggingGZipTests(unittest.TestCase):
         self.assertEqual(read(headers['Etag']), Tags(frozenset({VERSION})))
 
     def test_a_plain_answer_has_the_plain_tag(self) -> None:
-        for headers in (self.transformed('', Etag=TAG), self.transformed('br', Etag=TAG),
+        for headers in (self.transformed(None, Etag=TAG), self.transformed('', Etag=TAG),
+                        self.transformed('br', Etag=TAG),
                         self.transformed('gzip', self.LONG_ENOUGH - 1, Etag=TAG)):
             self.assertEqual((headers['Etag'], headers.get('Content-Encoding')), (TAG, None))
             self.assertEqual(headers['Vary'], 'Accept-Encoding')
+
+    def test_what_an_answer_varies_with_besides_stays(self) -> None:
+        for accepted in (None, 'br', 'gzip'):
+            self.assertEqual(self.transformed(accepted, Vary='Origin')['Vary'],
+                             'Origin, Accept-Encoding')
 
     def test_a_compressed_answer_without_a_tag_gets_none(self) -> None:
         headers = self.transformed('gzip')
