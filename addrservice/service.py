@@ -137,7 +137,7 @@ class AddressBookService:
         :raises AddressExists: the id is taken.
         :raises AddressNotFound: no entry can have that id.
         """
-        entry = validate(document)
+        entry = entry_of(document)
         if nickname is not None and not is_nickname(nickname):
             raise AddressNotFound('An id is 1 to 64 letters, digits and hyphens')
         return await self._in_time(self.addr_db.create_address(entry, nickname))
@@ -170,7 +170,7 @@ class AddressBookService:
         :raises AddressNotFound: there is none to replace.
         :raises AddressChanged: it has another version.
         """
-        entry = validate(document)
+        entry = entry_of(document)
         return await self._in_time(self.addr_db.update_address(nickname, entry, if_version))
 
     @traced
@@ -255,10 +255,18 @@ def _thrown(steps: Generator[Any, Any, T], error: BaseException) -> Generator[An
     return (yield from _Rest(waits_for, steps).__await__())
 
 
-@traced
-def validate(document: object) -> AddressEntry:
+def entry_of(document: object) -> AddressEntry:
     """The entry that a document describes; an entry is one itself.
 
     :raises InvalidAddress: it describes none.
     """
-    return document if isinstance(document, AddressEntry) else AddressEntry.from_api_dm(document)
+    return document if isinstance(document, AddressEntry) else validate(document)
+
+
+@traced
+def validate(document: object) -> AddressEntry:
+    """The entry that a document describes.
+
+    :raises InvalidAddress: it describes none.
+    """
+    return AddressEntry.from_api_dm(document)

@@ -119,7 +119,9 @@ class AddressBookEntryRequestHandler(BaseRequestHandler):
 
     async def delete(self, nickname: str) -> None:
         """Removes the entry."""
-        if_version = await self._version_to_change(nickname, self._conditions())
+        conditions = self._conditions()
+        if_version = None if conditions.are_met_by_any() else await self._version_to_change(
+            nickname, conditions)
         await self.service.delete_address(nickname, if_version)
         self.set_status(204)
 
@@ -133,7 +135,8 @@ class AddressBookEntryRequestHandler(BaseRequestHandler):
         self._headers.fields['Etag'] = etag_of(key.version)
 
     async def _replace(self, nickname: str, conditions: Conditions) -> None:
-        if_version = await self._version_to_change(nickname, conditions)
+        if_version = None if conditions.are_met_by_any() else await self._version_to_change(
+            nickname, conditions)
         version = await self.service.update_address(nickname, self.read_entry(), if_version)
         self.set_status(204)
         self._headers.fields['Etag'] = etag_of(version)
@@ -149,15 +152,13 @@ class AddressBookEntryRequestHandler(BaseRequestHandler):
                                  'or If-None-Match: * to make a new one')
         return conditions
 
-    async def _version_to_change(self, nickname: str, conditions: Conditions) -> str | None:
-        """The version that a change must be made to; None: to any.
+    async def _version_to_change(self, nickname: str, conditions: Conditions) -> str:
+        """The version that a change must be made to.
 
         Conditions come before the body (RFC 9110 section 13.2.1), and a missing
         entry before conditions. They hold for the version that is there now, and
         the change is made only if it still is.
         """
-        if conditions.are_met_by_any():
-            return None
         entry = await self.service.get_address(nickname)
         if not conditions.allow_change(entry.version):
             raise _is_not_met()

@@ -24,6 +24,10 @@ from addrservice.tornado.messages import Headers, Request
 from addrservice.utils import logutils
 
 
+_REPRESENTATION = frozenset(('Content-Encoding', 'Content-Language', 'Content-Type'))
+"""Header fields of what an answer holds, which one without a body has not got."""
+
+
 class BriefRequestHandler(tornado.web.RequestHandler):
     """A request handler that is made, run and ended in few steps."""
 
@@ -79,7 +83,7 @@ class BriefRequestHandler(tornado.web.RequestHandler):
             method = self.request.method
             if method not in self.SUPPORTED_METHODS:
                 raise HTTPError(405)
-            self.path_args = [self.decode_argument(arg) for arg in path_args]
+            self.path_args = list(map(self.decode_argument, path_args))
             self._cross_origin_protection()
             prepared = self.prepare()
             if prepared is not None:
@@ -155,6 +159,10 @@ class BriefRequestHandler(tornado.web.RequestHandler):
         else:
             self._clear_representation_headers()
         return body
+
+    def _clear_representation_headers(self) -> None:
+        if not _REPRESENTATION.isdisjoint(self._headers.fields):
+            super()._clear_representation_headers()
 
     def set_etag_header(self) -> None:
         """Gives an answer to GET and HEAD its tag; called at the end, by Tornado, too."""

@@ -8,22 +8,23 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
-from tornado import httputil
 from tornado.web import HTTPError
 
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import InvalidJSON
+from addrservice.tornado.messages import Headers
+from addrservice.utils.tracing import traced
 
 JSON_TYPES = ('', 'application/json', 'application/x-www-form-urlencoded')
 """Media types that are read as JSON: none, the right one, and what `curl -d`
 says of any data; that is never parsed as a form."""
 
 
-def require_json_type(headers: httputil.HTTPHeaders) -> None:
+def require_json_type(headers: Headers) -> None:
     """:raises HTTPError: 415, the body is neither JSON nor may be read as such."""
-    if fault := _fault_of_type(headers.get('Content-Type', '')):
+    if fault := _fault_of_type(headers.fields.get('Content-Type', '')):
         raise HTTPError(415, fault)
-    if headers.get('Content-Encoding', 'identity').lower() != 'identity':
+    if headers.fields.get('Content-Encoding', 'identity').lower() != 'identity':
         raise HTTPError(415, 'The Content-Encoding must be gzip, or none')
 
 
@@ -58,6 +59,7 @@ def parse_json(body: bytes) -> Any:
     return _parse_with_care(body)
 
 
+@traced
 def read_entry(body: bytes) -> object:
     """The entry that a body holds, with nothing lost; or, if it holds none, its document, for
     the rules to say why.

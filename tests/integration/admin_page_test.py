@@ -185,7 +185,7 @@ class AdminPageTest(unittest.TestCase):
         page.locator('#last a', has_text='it.is:mine_1-2').click()
         found = page.locator('#request')
         expect(found.locator('.line')).to_contain_text('req_id="it.is:mine_1-2"')
-        for name in ('POST /addresses', 'AddressBookService.create_address', 'validate',
+        for name in ('POST /addresses', 'AddressBookService.create_address', 'read_entry',
                      'AddressBookDB.create_address'):
             expect(found.locator('.span', has=page.get_by_text(name, exact=True))).to_be_visible()
         boxes = [bar.bounding_box() for bar in found.locator('.bar').all()]

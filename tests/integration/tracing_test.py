@@ -142,8 +142,15 @@ class RecordedLineTest(LineTest):
         names = {span['name']: span for span in others}
         service = names['AddressBookService.create_address']
         self.assertEqual(service['parent_id'], root['span_id'])
-        for name in ('validate', 'AddressBookDB.create_address'):
-            self.assertEqual(names[name]['parent_id'], service['span_id'])
+        self.assertEqual(names['read_entry']['parent_id'], root['span_id'])
+        self.assertEqual(names['AddressBookDB.create_address']['parent_id'], service['span_id'])
+
+    def test_a_document_that_is_no_entry_shows_what_was_checked(self) -> None:
+        self.ask('POST', '/addresses', {'full_name': 7}, **{'X-Request-ID': 'mine'})
+        assert self.app.telemetry.tracing.recorder is not None
+        spans = self.app.telemetry.tracing.recorder.find('mine')[0]['spans']
+        failed, = [span for span in spans if span['name'] == 'validate']
+        self.assertTrue(failed['error'].startswith('InvalidAddress'), failed)
 
     def test_probes_are_not_recorded(self) -> None:
         self.ask('GET', '/healthz')

@@ -24,9 +24,10 @@ from tornado.web import HTTPError
 
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import InvalidAddress, InvalidJSON
-from addrservice.service import validate
+from addrservice.service import entry_of
 from addrservice.tornado import framing, json_body
 from addrservice.tornado.json_body import parse_json, read_entry, require_json_type
+from addrservice.tornado.messages import Headers
 from addrservice.tornado.reader import client_ip
 from data import address_data_suite
 
@@ -449,12 +450,12 @@ class JSONTest(unittest.TestCase):
     def test_json_types_are_accepted(self) -> None:
         for headers in GOOD_TYPES:
             with self.subTest(headers):
-                require_json_type(HTTPHeaders(headers))
+                require_json_type(Headers.of(HTTPHeaders(headers)))
 
     def test_other_types_are_refused(self) -> None:
         for headers in BAD_TYPES:
             with self.subTest(headers):
-                assert_refused(self, 415, require_json_type, HTTPHeaders(headers))
+                assert_refused(self, 415, require_json_type, Headers.of(HTTPHeaders(headers)))
 
 
 PLACE = '{"kind":"home","building_name":"b","unit_number":%s,"street_name":"s","locality":"l",' \
@@ -495,7 +496,7 @@ class EntryTest(unittest.TestCase):
     def outcome(self, read: Callable[[bytes], object], body: bytes) -> object:
         """The text that is stored, or all that is said of what is wrong."""
         try:
-            return validate(read(body)).to_json()
+            return entry_of(read(body)).to_json()
         except InvalidAddress as error:
             return error.faults
         except InvalidJSON as error:
