@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,12 +42,12 @@ class Peer(NamedTuple):
     @property
     def needs_setup(self) -> bool:
         """Whether it runs on what `--setup` makes."""
-        return self.name != OWN
+        return not self.name.startswith(OWN)
 
 
 def peers_of(engine: str) -> Sequence[Peer]:
     """All servers that can keep entries there; the service is one of them."""
-    own = Peer(OWN, OWN, _addrservice)
+    own = Peer(OWN, OWN, _addrservice({'ring': None}))
     return {
         'memory': (own, *_MEMORY),
         'fs': (own,),
@@ -56,14 +56,21 @@ def peers_of(engine: str) -> Sequence[Peer]:
     }[engine]
 
 
-def _addrservice(port: int, store: Store) -> Command:
-    """As its user starts it: what watches requests is as in configs/addressbook-local.yaml, the
-    log is the default one, a line for each request."""
-    file = store.folder / 'config.yaml'
-    file.write_text(json.dumps({  # which is YAML, too
-        'addr-db': {store.engine: store.place}, 'admin': {'port': 0}, 'drain': {'delay': 0},
-        'tracing': {'collectors': {'ring': None}}}))
-    return [sys.executable, '-m', 'addrservice', '--config', str(file), '--port', str(port)]
+def _addrservice(collectors: Mapping[str, None]) -> Start:
+    """As its user starts it: metrics are counted, the log is the default one, a line for each
+    request.
+
+    :param collectors: of traces: ``ring`` is what configs/addressbook-local.yaml has, none is
+        what there is without such a section.
+    """
+    def start(port: int, store: Store) -> Command:
+        file = store.folder / 'config.yaml'
+        file.write_text(json.dumps({  # which is YAML, too
+            'addr-db': {store.engine: store.place}, 'admin': {'port': 0}, 'drain': {'delay': 0},
+            'tracing': {'collectors': collectors}}))
+        return [sys.executable, '-m', 'addrservice', '--config', str(file), '--port', str(port)]
+
+    return start
 
 
 def _python(name: str) -> Start:
@@ -89,6 +96,7 @@ def _fastify(port: int, _store: Store) -> Command:
 
 
 _MEMORY = (
+    Peer(f'{OWN}-no-ring', f'{OWN} without its flight recorder', _addrservice({})),
     Peer('ceiling', 'ceiling: uvloop + httptools, constant answers', _ceiling, job=()),
     Peer('fastify', 'Fastify (Node)', _fastify),
     Peer('blacksheep', 'BlackSheep on uvicorn, msgspec', _python('blacksheep')),
