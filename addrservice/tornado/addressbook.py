@@ -32,8 +32,9 @@ class AddressBookRequestHandler(BaseRequestHandler):
         key = await self.service.create_address(self.read_entry())
         self.set_status(201)
         self._headers.fields['Etag'] = etag_of(key.version)
-        # Under the name that was used: the book has two.
-        self.set_header('Location', f'{self.request.path.rstrip("/")}/{key.nickname}')
+        # Under the name that was used: the book has two. A path that is served, and a nickname,
+        # hold nothing that could end a header field.
+        self._headers.fields['Location'] = f'{self.request.path.rstrip("/")}/{key.nickname}'
 
     async def get(self) -> None:
         """Entries as one JSON object from id to entry, in id order."""
