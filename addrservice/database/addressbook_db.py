@@ -22,6 +22,10 @@ from addrservice.datamodel import AddressEntry
 from addrservice.errors import AddressChanged, AddressNotFound, UnreadableRecord
 from addrservice.utils import logutils
 
+WALK_SIZE = 50
+"""Records in a page, at most, where all are listed: others have their turn after each, and their
+latency counts more than how soon a long list is at its end."""
+
 TURN_SECONDS = 0.0003
 """How long a listing goes on before others have their turn."""
 
@@ -170,7 +174,10 @@ class AbstractAddressBookDB(ABC):
         if limit == 0:
             await self.ping()  # closed is closed, also for those who want nothing
             return
-        size = self.page_size if limit is None else _share(limit, self.page_size)
+        if limit is None:
+            size = min(self.page_size, WALK_SIZE)
+        else:
+            size = _share(limit, self.page_size)
         async with contextlib.aclosing(self.read_pages(after or '', size)) as pages:
             found, turn = 0, _Turn()
             async for page in pages:

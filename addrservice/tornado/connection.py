@@ -45,6 +45,9 @@ still use an idle connection."""
 ACCEPT_SECONDS = 0.1
 """For connections to be accepted that are being made when accepting ends."""
 
+MAX_UNSENT = 64 * 1024
+"""Bytes, about, that the system takes for a client and cannot send yet."""
+
 SO_ATTACH_FILTER = 26
 DROP_SYN = b''.join(struct.pack('HBBI', *instruction) for instruction in (
     (0x30, 0, 0, 13),            # load byte 13 of the TCP header: the flags
@@ -145,6 +148,7 @@ class HTTPServer:
             self.on_refused(address[0])
             return
         try:
+            keep_little_unsent(accepted)
             connection = self._connect(self, accepted, address[0])
         except OSError:  # gone already: TLS has looked for who is at the other end
             return accepted.close()
@@ -209,6 +213,16 @@ def drop_new_connections(listening: socket.socket) -> None:
         length_and_address = struct.pack('HP', len(DROP_SYN) // 8, ctypes.addressof(program))
         with contextlib.suppress(OSError):
             listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, length_and_address)
+
+
+def keep_little_unsent(accepted: socket.socket) -> None:
+    """Has the system take no more for a client than is about to be sent, where it can (Linux).
+
+    Else it takes megabytes, and asks for more when a third of them has gone: of a long list to a
+    slow client a megabyte at once would be made then, and others would have to wait for it.
+    """
+    if hasattr(socket, 'TCP_NOTSENT_LOWAT'):
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT)
 
 
 class Connection(ABC):

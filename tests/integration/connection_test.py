@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
+import fcntl
 import gzip
 import http.client
 import io
@@ -14,6 +16,7 @@ import socket
 import struct
 import sys
 import tempfile
+import termios
 import time
 import unittest
 from collections import Counter
@@ -29,14 +32,14 @@ if __name__ == '__main__':  # run as a file: then only this folder is searched f
 from tornado.netutil import bind_sockets
 
 from addrservice.database import addressbook_db
-from addrservice.database.records import Key, Record, Stored, new_version
 from addrservice.database.memory_db import InMemoryAddressBookDB
+from addrservice.database.records import Key, Record, Stored, new_version
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import StorageError, StorageUnavailable
 from addrservice.tornado import framing
 from addrservice.tornado.addressbook import BUFFER_SIZE
 from addrservice.tornado.app import make_addrservice_app
-from addrservice.tornado.connection import HTTPServer
+from addrservice.tornado.connection import MAX_UNSENT, HTTPServer
 from addrservice.tornado.listening import limits_of
 from addrservice.tornado.serving import TRANSPORTS
 from addrservice.utils import logutils
@@ -53,6 +56,13 @@ SECRET = '/srv/secret: the dog ate it'
 
 CLOSE = 'Connection: close'
 MB = 1024 * 1024
+
+
+def taken(sending: socket.socket) -> int:
+    """Bytes that the system has taken and that have not arrived."""
+    count = array.array('i', [0])
+    fcntl.ioctl(sending, termios.TIOCOUTQ, count)
+    return count[0]
 
 
 class GatedDB(InMemoryAddressBookDB):
@@ -859,6 +869,19 @@ class OverloadTest(ServerTestCase):
             self.assertEqual((await self.ask(request('GET', '/addresses/x', CLOSE))).status, 404)
         await self.until(lambda: [line['status'] for line in self.lines()] == [404] + [499] * 3)
         self.assertEqual(admission.in_flight, 0)
+
+    @unittest.skipUnless(hasattr(socket, 'TCP_NOTSENT_LOWAT'), 'the system cannot be told')
+    async def test_the_system_takes_little_for_a_client_that_reads_nothing(self) -> None:
+        self.fill(50_000)
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * 1024)
+            await asyncio.to_thread(client.connect, ('127.0.0.1', self.port))
+            client.sendall(request('GET', '/addresses'))
+            await self.until(lambda: bool(self.server.connections))
+            connection, = self.server.connections
+            await self.until(lambda: taken(connection.stream.socket) > 0)
+            await self.until(lambda: self.app.admission.in_flight == 0)  # it waits for the client
+            self.assertLess(taken(connection.stream.socket), 4 * MAX_UNSENT)
 
     async def test_a_client_that_sends_slowly_takes_no_place(self) -> None:
         for _ in range(5):

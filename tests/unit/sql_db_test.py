@@ -19,6 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from addrservice.database import sql_db
+from addrservice.database.addressbook_db import WALK_SIZE
 from addrservice.database.records import Key, Stored, encode_record, is_version
 from addrservice.database.sql_db import (
     COUNT, DELETE, DELETE_IF, INSERT, MIGRATIONS, PAGE, READ, READ_SCHEMA, UPDATE, UPDATE_IF, Row,
@@ -32,7 +33,7 @@ from tests.support import recording_logger
 ENTRY = AddressEntry(full_name='Āsha')
 TEXT = '{"full_name":"Āsha"}'
 OLD, NEW, OTHER = 'a' * 16, 'b' * 16, 'c' * 16
-SIZE = SQLAddressBookDB.page_size
+SIZE, MOST = WALK_SIZE, SQLAddressBookDB.page_size
 
 STATEMENTS = {READ: 1, PAGE: 2, COUNT: 0, INSERT: 3, UPDATE: 3, UPDATE_IF: 4, DELETE: 1,
               DELETE_IF: 2, READ_SCHEMA: 0}
@@ -377,16 +378,16 @@ class ListingTests(SQLEngineTestCase):
         self.assert_asked(mock.call.fetch(PAGE, '', SIZE))
 
     async def test_a_small_limit_is_the_size_of_the_page_and_nothing_more_is_asked(self) -> None:
-        for limit in (1, 2, SIZE - 1, SIZE):
+        for limit in (1, 2, MOST - 1, MOST):
             names = [f'n{i:03}' for i in range(limit)]
             self.answer(pages=[page_of(names)])
             self.assertEqual(names, await self.names('m', limit))
             self.assert_asked(mock.call.fetch(PAGE, 'm', limit))
 
     async def test_a_larger_limit_is_shared_out_evenly_and_stops_the_listing(self) -> None:
-        names = [f'n{i:03}' for i in range(3 * SIZE)]
-        for limit, share in ((SIZE + 1, SIZE // 2 + 1), (2 * SIZE, SIZE),
-                             (2 * SIZE + 1, (2 * SIZE + 3) // 3)):
+        names = [f'n{i:03}' for i in range(3 * MOST)]
+        for limit, share in ((MOST + 1, MOST // 2 + 1), (2 * MOST, MOST),
+                             (2 * MOST + 1, (2 * MOST + 3) // 3)):
             with self.subTest(limit=limit):
                 bounds = range(0, limit, share)
                 self.answer(pages=[page_of(names[start:start + share]) for start in bounds])
