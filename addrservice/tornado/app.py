@@ -109,7 +109,7 @@ class HandlerDelegate(httputil.HTTPMessageDelegate):
     Tornado's own delegate lets the handler wait for its body, and goes through all that could
     be awaited else."""
 
-    _body = b''
+    _chunks: Sequence[bytes] = ()
     _handler: BaseRequestHandler | None = None
 
     def __init__(self, application: tornado.web.Application, request: httputil.HTTPServerRequest,
@@ -130,13 +130,13 @@ class HandlerDelegate(httputil.HTTPMessageDelegate):
         pass  # they are in the request
 
     def data_received(self, chunk: bytes) -> None:
-        self._body += chunk
+        self._chunks = (*self._chunks, chunk)  # nearly always the only one
 
     def finish(self) -> None:
         """Starts the handler, now that its request is here."""
         request = self._request
-        if self._body:
-            request.body = self._body
+        if self._chunks:
+            request.body = b''.join(self._chunks)
         self._handler = handler = self._handler_class(
             self._application, request, **self._arguments)
         handler._transforms = [make(request) for make in self._application.transforms]
@@ -160,7 +160,7 @@ class RoutedApplication(tornado.web.Application):
         self._arguments = {route: {**self.shared, 'route': route.template} for route in routes}
         super().__init__(default_handler_class=DefaultRequestHandler,
                          default_handler_args=self.shared,
-                         transforms=[compression],  # type: ignore[list-item]  # calls are all
+                         transforms=[compression],  # type: ignore[list-item]  # is called as one
                          **settings)
 
     log_request = staticmethod(log_request)  # type: ignore[assignment]  # handlers are ours

@@ -47,7 +47,7 @@ class BriefRequestHandler(tornado.web.RequestHandler):
         """
         # All that Tornado's own sets; what only templates need is made when one is rendered.
         self.application = application
-        self.request = request  # type: ignore[assignment]  # or one with the same
+        self.request = request  # type: ignore[assignment]  # or Tornado's
         if request.headers.__class__ is not Headers:  # it has come to a server of Tornado's
             request.headers = Headers.of(request.headers)
         self._headers_written = self._finished = False

@@ -222,7 +222,8 @@ def keep_little_unsent(accepted: socket.socket) -> None:
     slow client a megabyte at once would be made then, and others would have to wait for it.
     """
     if hasattr(socket, 'TCP_NOTSENT_LOWAT'):
-        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT)
+        with contextlib.suppress(OSError):
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT)
 
 
 class Connection(ABC):

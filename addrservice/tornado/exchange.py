@@ -106,9 +106,9 @@ class Exchange(httputil.HTTPConnection):
         :param headers: with Content-Length, if there can be a body.
         :param body: nothing where none is sent, as to HEAD.
         """
+        self._say_whether_it_closes(headers)
         self._close_callback = None
         self.body_bytes_sent = len(body)
-        self._say_whether_it_closes(headers)
         head = f'HTTP/1.1 {status} {reason}\r\n{headers.lines()}\r\n'
         sent = self._send(head.encode('latin-1') + body)
         if sent.done():  # as nearly always

@@ -69,7 +69,7 @@ class Recording:
         else:
             self.dropped += 1
 
-    def started(self) -> float:
+    def started(self) -> int:
         """When the request began, in nanoseconds since the epoch."""
         return self.spans[0].start_time or 0
 

@@ -170,7 +170,7 @@ class RecordedTracing(Tracing):
         span = request.span
         if error is not None and line['status'] >= 500:
             fail(span, error)
-        span.end(int(request.started() + line['time_ms'] * 1_000_000))
+        span.end(request.started() + int(line['time_ms'] * 1_000_000))
         if self.recorder:
             self.recorder.add(request, line, error)
 
