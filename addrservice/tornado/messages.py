@@ -130,22 +130,22 @@ class Request(httputil.HTTPServerRequest):
     # Tornado sets these four for each request, which the type checker knows; few ask for them.
 
     @functools.cached_property
-    def query_arguments(self) -> dict[str, list[bytes]]:  # type: ignore[override]
+    def query_arguments(self) -> dict[str, list[bytes]]:  # type: ignore[override]  # see above
         """What the query says; nothing here, or it would have been set."""
         return {}
 
     @functools.cached_property
-    def arguments(self) -> dict[str, list[bytes]]:  # type: ignore[override]
+    def arguments(self) -> dict[str, list[bytes]]:  # type: ignore[override]  # see above
         """What the query and the body say; of bodies nothing, before one is parsed as a form."""
         return _copied(_arguments(self.query)) if self.query else {}
 
     @functools.cached_property
-    def body_arguments(self) -> dict[str, list[bytes]]:  # type: ignore[override]
+    def body_arguments(self) -> dict[str, list[bytes]]:  # type: ignore[override]  # see above
         """What the body says; nothing, before it is parsed as a form."""
         return {}
 
     @functools.cached_property
-    def files(self) -> dict[str, list[httputil.HTTPFile]]:  # type: ignore[override]
+    def files(self) -> dict[str, list[httputil.HTTPFile]]:  # type: ignore[override]  # see above
         """What a form has brought."""
         return {}
 
