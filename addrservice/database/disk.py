@@ -1,26 +1,11 @@
-"""What engines on a disk of this machine share: folders that last, and work in threads."""
+"""What engines on a disk of this machine share: folders that last."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import contextvars
-import functools
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ParamSpec, TypeVar
-
-P = ParamSpec('P')
-T = TypeVar('T')
-
-
-async def run_in_thread(threads: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-                        ) -> T:
-    """Does it in one of these threads, in the context of the caller."""
-    call = functools.partial(contextvars.copy_context().run, work, *args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(threads, call)
 
 
 def make_folder(folder: Path) -> None:

@@ -23,7 +23,6 @@ import secrets
 import stat
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -32,7 +31,8 @@ from addrservice.database.addressbook_db import (
 from addrservice.database.records import (
     Key, Record, Stored, checked_nickname, checked_version, decode_record, encode_record,
     is_nickname, is_version)
-from addrservice.database.disk import make_folder, opened, run_in_thread, sync_folder
+from addrservice.database.disk import make_folder, opened, sync_folder
+from addrservice.database.threads import WorkerThreads
 from addrservice.datamodel import AddressEntry
 from addrservice.errors import (
     AddressExists, AddressNotFound, ConfigError, StorageError, StorageUnavailable,
@@ -77,31 +77,31 @@ class FileAddressBookDB(AbstractAddressBookDB):
         """
         super().__init__(logger)
         self.folder = Path(path)
-        self._readers: ThreadPoolExecutor | None = None
-        self._waiters: ThreadPoolExecutor | None = None
+        self._readers: WorkerThreads | None = None
+        self._waiters: WorkerThreads | None = None
         self._in_use: int | None = None
 
     async def start(self) -> None:
-        readers = ThreadPoolExecutor(THREADS, 'file-reader')
+        readers = WorkerThreads('file-reader', THREADS)
         try:
-            await run_in_thread(readers, self._open_folder)
+            await readers.run(self._open_folder)
         except asyncio.CancelledError:
-            readers.shutdown(wait=False)
+            readers.close()
             raise
         except (OSError, ValueError) as error:
-            readers.shutdown()
+            readers.join()
             self._leave_folder()
             raise ConfigError(f'addr-db.fs: {str(self.folder)!a}: cannot be used as the folder '
                               f'for entries: {getattr(error, "strerror", error)}') from error
         # What waits for a lock, or for the disk to be synced, has threads of its
         # own: however much of it there is, to read an entry is a matter of a moment.
-        self._readers, self._waiters = readers, ThreadPoolExecutor(THREADS, 'file-waiter')
+        self._readers, self._waiters = readers, WorkerThreads('file-waiter', THREADS)
 
     async def stop(self) -> None:
         for threads in (self._readers, self._waiters):
             self._readers = self._waiters = None
             if threads:
-                await asyncio.to_thread(threads.shutdown)
+                await asyncio.to_thread(threads.join)
         self._leave_folder()
 
     async def ping(self) -> None:
@@ -314,12 +314,12 @@ class FileAddressBookDB(AbstractAddressBookDB):
             raise StorageError('The change was made, but may not last', str(error)) from error
 
 
-async def _in_thread(threads: ThreadPoolExecutor | None, work: Callable[P, T],
+async def _in_thread(threads: WorkerThreads | None, work: Callable[P, T],
                      *args: P.args, **kwargs: P.kwargs) -> T:
     if threads is None:
         raise StorageUnavailable('The address book is not open')
     try:
-        return await run_in_thread(threads, work, *args, **kwargs)
+        return await threads.run(work, *args, **kwargs)
     except OSError as error:
         raise _translated(error) from error
 

@@ -15,17 +15,18 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import copy
+import functools
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
 
-from addrservice.database.disk import run_in_thread
 from addrservice.database.sql_db import Plan, Row, SQLConnector, queried
 from addrservice.database.sqlite_file import (
     SQLiteFile, Statement, is_harmless, is_locked, is_passing, make_file)
+from addrservice.database.threads import WorkerThreads
 from addrservice.errors import ConfigError, StorageError, StorageUnavailable
 from addrservice.utils.tracing import traced
 
@@ -61,16 +62,16 @@ class SQLiteConnector(SQLConnector):
         self.busy_timeout = busy_timeout
         self._plan: Plan | None = None
         self._file: SQLiteFile | None = None
-        self._left: list[tuple[SQLiteFile, Future[None]]] = []
-        self._reader: ThreadPoolExecutor | None = None
-        self._writer: ThreadPoolExecutor | None = None
+        self._left: list[tuple[SQLiteFile, threading.Event]] = []
+        self._reader: WorkerThreads | None = None
+        self._writer: WorkerThreads | None = None
         self._waiting: list[_Write] = []
         self._committing: asyncio.Task[None] | None = None
 
     async def open(self, plan: Plan) -> None:
         self._plan = plan
-        self._reader = ThreadPoolExecutor(1, 'sqlite-reader')
-        self._writer = ThreadPoolExecutor(1, 'sqlite-writer')
+        self._reader = WorkerThreads('sqlite-reader')
+        self._writer = WorkerThreads('sqlite-writer')
         try:
             await self._in_thread(self._writer, make_file, self.path)
             await self._in_thread(self._writer, self._open_file)
@@ -87,7 +88,7 @@ class SQLiteConnector(SQLConnector):
         if reader and writer:
             if self._file:
                 self._let_go(self._file, reader, writer)
-            await asyncio.to_thread(_shut_down, reader, writer)
+            await asyncio.to_thread(_end, reader, writer)
         if self._file:  # opened by who was given up meanwhile
             self._file.close()
             self._file = None
@@ -154,22 +155,24 @@ class SQLiteConnector(SQLConnector):
         except ConfigError as error:
             raise StorageError('The address book failed', str(error)) from error
 
-    def _let_go(self, file: SQLiteFile, reader: ThreadPoolExecutor, writer: ThreadPoolExecutor
+    def _let_go(self, file: SQLiteFile, reader: WorkerThreads, writer: WorkerThreads
                 ) -> None:
         # Each connection is closed where it is used, when that is done. The thread that
         # writes may open another file as soon as there is none here: it must find this one.
         file.point.close()
-        self._left.append((file, reader.submit(file.scan.close)))
+        scan_closed = threading.Event()
+        reader.put(functools.partial(_close, file.scan, scan_closed))
+        self._left.append((file, scan_closed))
         self._file = None
-        writer.submit(self._close_left)
+        writer.put(self._close_left)
 
-    async def _in_thread(self, thread: ThreadPoolExecutor | None, work: Callable[P, T],
+    async def _in_thread(self, thread: WorkerThreads | None, work: Callable[P, T],
                          *args: P.args, **kwargs: P.kwargs) -> T:
         if thread is None:
             raise StorageUnavailable('The address book is not open')
         file = self._file
         try:
-            return await run_in_thread(thread, work, *args, **kwargs)
+            return await thread.run(work, *args, **kwargs)
         except sqlite3.Error as error:
             raise self._failed(file, error) from error
 
@@ -195,7 +198,7 @@ class SQLiteConnector(SQLConnector):
     def _close_left(self) -> None:
         while self._left:
             file, scan_closed = self._left.pop()
-            scan_closed.result()
+            scan_closed.wait()
             file.leave()
 
     def _open_file(self) -> SQLiteFile:
@@ -221,6 +224,13 @@ def _tell_each(group: Sequence[_Write], error: Exception) -> None:
             write.changed.set_exception(own)
 
 
-def _shut_down(*threads: ThreadPoolExecutor) -> None:
+def _close(connection: sqlite3.Connection, closed: threading.Event) -> None:
+    try:
+        connection.close()
+    finally:
+        closed.set()
+
+
+def _end(*threads: WorkerThreads) -> None:
     for thread in threads:
-        thread.shutdown()
+        thread.join()
