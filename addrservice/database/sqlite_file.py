@@ -115,11 +115,11 @@ class SQLiteFile:
     def look(self, statement: str, arguments: Sequence[object]) -> Sequence[Row]:
         """The rows of a statement that takes no longer than a look at one, for
         the event loop; it waits for no lock."""
-        return self.point.execute(_own(statement), arguments).fetchall()
+        return _rows(self.point, statement, arguments)
 
     def read(self, statement: str, arguments: Sequence[object]) -> Sequence[Row]:
         """The rows of a statement, for the thread that reads."""
-        return self.scan.execute(_own(statement), arguments).fetchall()
+        return _rows(self.scan, statement, arguments)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -180,9 +180,23 @@ def _connect(path: Path, busy_timeout: float) -> sqlite3.Connection:
         f'file://{urllib.parse.quote(os.fsencode(path))}?mode=rw', uri=True, timeout=busy_timeout,
         isolation_level=None, check_same_thread=False)
     connection.execute('PRAGMA synchronous = FULL')
-    # What is no UTF-8 becomes surrogates, which no entry may hold.
-    connection.text_factory = lambda data: data.decode('utf-8', 'surrogateescape')
     return connection
+
+
+def _rows(connection: sqlite3.Connection, statement: str, arguments: Sequence[object]
+          ) -> Sequence[Row]:
+    """The rows of a statement that reads. What is no UTF-8 becomes surrogates, which no entry may
+    hold; as a call for each text takes half of the time, it is done only where it must."""
+    try:
+        return connection.execute(_own(statement), arguments).fetchall()
+    except sqlite3.OperationalError as error:
+        if hasattr(error, 'sqlite_errorcode'):  # it is SQLite's, not that of the decoder
+            raise
+    connection.text_factory = lambda data: data.decode('utf-8', 'surrogateescape')
+    try:
+        return connection.execute(_own(statement), arguments).fetchall()
+    finally:
+        connection.text_factory = str
 
 
 def _identity(path: str) -> _Place:
