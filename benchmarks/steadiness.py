@@ -3,9 +3,10 @@ slowly.
 
 First its capacity is found, in a closed loop; then requests come in an open loop at half of that,
 and p99 is set against the median. Then it gets a large book, and is asked for single entries at
-half of its capacity for those, in turn without and beside a client that reads all of the book, at
-so many MB a second. A figure is the median of the rounds; a ratio is that of the ratios within a
-round. Where there are two cores the service has one and all else the other.
+half of its capacity for those, while a client reads all of the book, at so many MB a second, and
+while it pauses: in turn, a second each, for machines are of another speed after some. A figure is
+the median of the rounds; a ratio is that of the ratios within a round. Where there are two cores
+the service has one and all else the other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import gc
+import math
 import socket
 import sqlite3
 import statistics
@@ -21,7 +24,7 @@ import sys
 import tempfile
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 if __name__ == '__main__':  # run as a file: then only this folder is searched for modules
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -45,6 +48,8 @@ from benchmarks.driver.service import (
 from benchmarks.growth import name, opened
 from benchmarks.validation import TYPICAL
 
+T = TypeVar('T')
+
 MOST_RATIO = 3.0
 """Of p99 to the median at half of the capacity."""
 
@@ -59,6 +64,12 @@ PIECE = 32 * 1024
 LEAD_SECONDS = 2.0
 """From the start of a list to the first request: what the system takes in for a client that does
 not read comes at full speed, some megabytes."""
+
+TURN_SECONDS = 1.0
+"""With the list, and then without it, about."""
+
+PAUSE_SECONDS = 0.3
+"""From where the client begins or ends to read to the first request."""
 
 LIST_ALL = b'GET /addresses HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n'
 MARK = 'Asha Example'
@@ -112,26 +123,31 @@ def driven(plan: Plan) -> Result:
 
     :raises Failed: a request goes wrong.
     """
-    return result_of(drive(plan))
+    return undisturbed(checked(plan))
 
 
-def result_of(work: Coroutine[Any, Any, Result]) -> Result:
-    """As `run`; but errors are errors, and nobody here looks for garbage: a pause of ours would be
-    taken for the service's.
-
+async def checked(plan: Plan) -> Result:
+    """
     :raises Failed: a request goes wrong.
     """
-    gc.collect()
-    gc.disable()
     try:
-        result = run(work)
+        result = await drive(plan)
     except (Unreachable, NotFilled) as error:
         raise Failed(str(error)) from error
-    finally:
-        gc.enable()
     if result.errors:
         raise Failed(f'errors: {counts(result.errors)}')
     return result
+
+
+def undisturbed(work: Coroutine[Any, Any, T]) -> T:
+    """As `run`; but nobody here looks for garbage: a pause of ours would be taken for the
+    service's."""
+    gc.collect()
+    gc.disable()
+    try:
+        return run(work)
+    finally:
+        gc.enable()
 
 
 def at_half(found: Service, args: argparse.Namespace) -> Iterator[str]:
@@ -163,8 +179,8 @@ def beside_list(found: Service, args: argparse.Namespace) -> Iterator[str]:
     mix = MIXES['get']
     rate = args.rate or CAPACITY_SHARE * capacity(found, args, mix)
     plan = Plan(found.url, args.seconds, rate, args.even, mix=mix)
-    rounds = [_in_turn(plan, args) for _ in tqdm(range(args.rounds), 'rounds', leave=False,
-                                                 disable=None)]
+    rounds = [undisturbed(_in_turn(plan, SlowReader(plan.port, args.read_rate)))
+              for _ in tqdm(range(args.rounds), 'rounds', leave=False, disable=None)]
     yield f'{f"GET, open loop, {rate:.0f}/s":28}{"p50 ms":>10}{"p99 ms":>10}{"p99/p50":>10}'
     yield _row('without a list', Figures.of([each.without for each in rounds]))
     yield _row(f'beside, of {args.entries} entries', Figures.of([each.beside for each in rounds]))
@@ -174,29 +190,22 @@ def beside_list(found: Service, args: argparse.Namespace) -> Iterator[str]:
            f'read were {read:.2f} MB/s')
 
 
-def _in_turn(plan: Plan, args: argparse.Namespace) -> Beside:
-    without = driven(plan)
-    reader = SlowReader(plan.port, args.read_rate)
-    beside = result_of(_beside(reader, plan))
-    return Beside(without.latencies(), beside.latencies(), reader.count / 1e6)
-
-
-async def _beside(reader: SlowReader, plan: Plan) -> Result:
-    reading = asyncio.create_task(reader.read())
-    try:
-        await asyncio.sleep(LEAD_SECONDS)
-        reader.count = 0
-        result = await drive(plan)
-        if reading.done():
-            raise Failed('the list has come to its end: it needs more entries, or a slower reader')
-        return result
-    finally:
-        reading.cancel()
-        await asyncio.wait([reading])
+async def _in_turn(plan: Plan, reader: SlowReader) -> Beside:
+    turns = math.ceil(plan.seconds / TURN_SECONDS)
+    turn = dataclasses.replace(plan, seconds=plan.seconds / turns)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    read = 0
+    async with reader:
+        for is_read in (False, True) * turns:
+            await reader.turn(is_read)
+            before = reader.count
+            times[is_read] += (await checked(turn)).latencies().values
+            read += reader.count - before
+    return Beside(Latencies(times[False]), Latencies(times[True]), read / 1e6)
 
 
 class SlowReader:
-    """A client that asks for all of the book, and takes its time to read it."""
+    """A client that asks for all of the book, takes its time to read it, and pauses."""
 
     def __init__(self, port: int, megabytes: float) -> None:
         """
@@ -204,21 +213,41 @@ class SlowReader:
         """
         self._address = HOST, port
         self._pause = PIECE / megabytes / 1e6
+        self._may_read = asyncio.Event()
         self.count = 0
         """Bytes that it has read."""
 
-    async def read(self) -> None:
-        """Reads to the end."""
+    async def __aenter__(self) -> None:
+        self._may_read.set()
+        self._reading = asyncio.create_task(self._read())
+        await asyncio.sleep(LEAD_SECONDS)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._reading.cancel()
+        await asyncio.wait([self._reading])
+
+    async def turn(self, is_read: bool) -> None:
+        """Has it read from now on, or pause.
+
+        :raises Failed: it is at the end.
+        """
+        if is_read:
+            self._may_read.set()
+        else:
+            self._may_read.clear()
+        await asyncio.sleep(PAUSE_SECONDS)
+        if self._reading.done():
+            raise Failed('the list has come to its end: it needs more entries, or a slower reader')
+
+    async def _read(self) -> None:
         loop = asyncio.get_running_loop()
         with socket.socket() as client:
             client.setblocking(False)
             await loop.sock_connect(client, self._address)
             await loop.sock_sendall(client, LIST_ALL)
-            due = loop.time()
-            while data := await loop.sock_recv(client, PIECE):
+            while await self._may_read.wait() and (data := await loop.sock_recv(client, PIECE)):
                 self.count += len(data)
-                due += self._pause * len(data) / PIECE
-                await asyncio.sleep(due - loop.time())
+                await asyncio.sleep(self._pause * len(data) / PIECE)
 
 
 # --- the book ---

@@ -22,7 +22,7 @@ from addrservice.datamodel import AddressEntry
 from addrservice.errors import AddressChanged, AddressNotFound, UnreadableRecord
 from addrservice.utils import logutils
 
-WALK_SIZE = 50
+WALK_SIZE = 16
 """Records in a page, at most, where all are listed: others have their turn after each, and their
 latency counts more than how soon a long list is at its end."""
 
