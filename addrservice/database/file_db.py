@@ -69,7 +69,7 @@ class FileAddressBookDB(AbstractAddressBookDB):
     folder; the file system must know links and locks, as local ones do.
     """
 
-    page_size = 50  # each file is read by itself: more at once would only take more memory
+    page_size = 20  # each file is read by itself: more at once would only take more memory
 
     def __init__(self, path: str, logger: logging.Logger) -> None:
         """
