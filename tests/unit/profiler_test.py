@@ -46,6 +46,13 @@ class ProfilerTest(unittest.IsolatedAsyncioTestCase):
         text, _ = render(await self.profiler.profile(0.1), 'speedscope')
         self.assertIn('speedscope.app/file-format-schema.json', json.loads(text)['$schema'])
 
+    async def test_speedscope_gets_calls_however_short_they_are(self) -> None:
+        working = asyncio.create_task(work_a_little())
+        self.addCleanup(working.cancel)
+        text, _ = render(await self.profiler.profile(0.7), 'speedscope')
+        names = {frame['name'] for frame in json.loads(text)['shared']['frames']}
+        self.assertLessEqual({'work_a_little', 'come_first', 'come_last'}, names)
+
     async def test_the_page_may_load_nothing(self) -> None:
         text, _ = render(await self.profiler.profile(0.05), 'html')
         head = text[:1000]
