@@ -178,7 +178,7 @@ def render(session: Session, format: str) -> tuple[str, str]:
     if format == 'session':
         return renderers.SessionRenderer().render(session), media_type
     if format == 'speedscope':
-        # All of it: a call is a frame of its own there, and one of less than a hundredth is left out.
+        # All of it: each call is a frame of its own there, and one below a hundredth would go.
         return renderers.SpeedscopeRenderer(show_all=True).render(session), media_type
     # With an interval of 0 it does not complain on stderr of a session that is long.
     page = renderers.HTMLRenderer(resample_interval=0).render(session)
