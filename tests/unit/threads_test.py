@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import gc
 import subprocess
 import sys
@@ -148,7 +149,7 @@ class WorkerThreadsTest(unittest.IsolatedAsyncioTestCase):
     async def test_what_was_put_is_done_before_they_end(self) -> None:
         done: list[int] = []
         for number in range(100):
-            self.threads.put(lambda number=number: done.append(number))  # type: ignore[misc]
+            self.threads.put(functools.partial(done.append, number))
         self.threads.close()
         self.threads.close()
         await asyncio.to_thread(self.threads.join)
